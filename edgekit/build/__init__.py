@@ -1,0 +1,1 @@
+"""Build pipeline: normalise, quantize, measure, gate, for each target profile."""

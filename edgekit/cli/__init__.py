@@ -1,0 +1,1 @@
+"""Command line: results on stdout, progress and errors on stderr, stable exit codes."""

@@ -1,0 +1,102 @@
+"""Bundle: everything one variant of one model needs on one target, as an OCI artifact.
+
+The OCI config blob is the `BundleManifest`; each file is one layer. A bundle is identified by the
+digest of its OCI manifest.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import PurePosixPath
+from typing import Any
+
+import msgspec
+
+from edgekit.contracts import digest
+from edgekit.contracts.errors import BadInputError
+from edgekit.contracts.limits import BUNDLE_FILES_MAX, MODEL_BYTES_MAX
+
+ARTIFACT_TYPE = "application/vnd.edgekit.bundle.v1"
+CONFIG_MEDIA_TYPE = "application/vnd.edgekit.bundle.config.v1+json"
+FILE_MEDIA_TYPE = "application/vnd.edgekit.bundle.file.v1"
+
+
+class Role(str, Enum):
+    """What a file is for. Readers ignore roles they do not know."""
+
+    MODEL = "model"
+    CONTRACT = "contract"
+    GOLDEN = "golden"
+    TOLERANCE = "tolerance"
+    REFERENCE = "reference"  # frozen bin edges and reference counts for the monitors
+    CALIBRATION = "calibration"  # confidence calibration table
+    CARD = "card"
+    EVIDENCE = "evidence"
+
+
+class BundleFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One file. ``path`` is relative and uses ``/``."""
+
+    path: str
+    role: str
+    sha256: str  # digest in the form sha256:<hex>
+    size: int  # bytes
+
+
+class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What is in a bundle and what it was built for."""
+
+    schema: int = 1
+    model: str
+    version: str
+    target: str
+    precision: str
+    engine: str
+    engine_versions: str  # PEP 440 specifier the engine on the device must satisfy
+    files: tuple[BundleFile, ...]
+    labels: dict[str, Any] = {}
+
+    def file(self, role: Role) -> BundleFile | None:
+        """The file with ``role``, or None."""
+        return next((entry for entry in self.files if entry.role == role.value), None)
+
+    def required(self, role: Role) -> BundleFile:
+        """The file with ``role``.
+
+        Raises:
+            BadInputError: the bundle has none.
+        """
+        entry = self.file(role)
+        if entry is None:
+            raise BadInputError(f"bundle {self.model} {self.version}: no {role.value} file")
+        return entry
+
+
+def validate(manifest: BundleManifest) -> BundleManifest:
+    """Return ``manifest`` when it is safe to unpack.
+
+    Raises:
+        BadInputError: unknown schema, path that leaves the folder, bad digest or size, duplicates.
+    """
+    name = f"bundle {manifest.model} {manifest.version}"
+    if manifest.schema != 1:
+        raise BadInputError(
+            f"{name}: schema {manifest.schema} is not known",
+            hint="this bundle was written by a newer edgekit: upgrade",
+        )
+    if not 0 < len(manifest.files) <= BUNDLE_FILES_MAX:
+        raise BadInputError(
+            f"{name}: {len(manifest.files)} files, allowed are 1-{BUNDLE_FILES_MAX}"
+        )
+    seen: set[str] = set()
+    for entry in manifest.files:
+        path = PurePosixPath(entry.path)
+        if path.is_absolute() or ".." in path.parts or "\\" in entry.path or entry.path in seen:
+            raise BadInputError(f"{name}: file path {entry.path!r} is unsafe or repeated")
+        seen.add(entry.path)
+        digest.parse(entry.sha256)
+        if not 0 <= entry.size <= MODEL_BYTES_MAX:
+            raise BadInputError(f"{name}: file {entry.path}: size {entry.size} is out of bounds")
+    manifest.required(Role.MODEL)
+    manifest.required(Role.CONTRACT)
+    return manifest

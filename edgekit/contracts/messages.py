@@ -1,0 +1,270 @@
+"""Messages between manager and agent (docs/protocol.md §3-§6).
+
+State messages are JSON; telemetry records travel in frames (`edgekit.contracts.frames`). Every
+message carries ``schema``; fields are only ever added, so a reader ignores what it does not know.
+Times are Unix seconds (float) by the sender's clock.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from edgekit.contracts.errors import BadInputError
+from edgekit.contracts.states import DeviceState, SlotState
+
+SCHEMA = 1
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """Thresholds of trial and confirmation; they travel with the desired state.
+
+    Defaults are those of the design: at least 1,000 inferences *and* 30 minutes before a slot is
+    confirmed, three loads on trial. ``error_rate_max`` acts only above ``error_min_n`` inferences.
+    """
+
+    confirm_inferences_min: int = 1000
+    confirm_s_min: float = 1800.0
+    unproven_after_s: float = 86400.0  # on trial with too little traffic: reported, not confirmed
+    trial_tries: int = 3
+    error_rate_max: float = 0.01
+    nan_rate_max: float = 0.001
+    error_min_n: int = 100
+    download_attempts_max: int = 8
+
+
+class VariantRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle: digest of its OCI manifest, the repository it is served from, total bytes."""
+
+    digest: str
+    repository: str
+    size: int
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
+    """What one model should run. The device picks the first of its targets in ``variants``."""
+
+    rollout: str
+    wave: int
+    release: str
+    variants: dict[str, VariantRef]
+    policy: Policy = Policy()
+    retry_token: str = ""  # a changed token lifts the quarantine of a failed digest
+
+
+class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings the manager gives a device."""
+
+    artifacts_url: str | None = None  # base of the OCI distribution API
+    window_s: float = 60.0  # length of a telemetry window
+    report_s: float = 30.0  # heartbeat: reported is re-sent at least this often
+
+
+class Desired(msgspec.Struct, frozen=True, kw_only=True):
+    """Desired state of one device; ``(gen, digest of the payload)`` is the idempotency key."""
+
+    schema: int = SCHEMA
+    gen: int
+    deployments: dict[str, Deployment] = {}
+    runtime: dict[str, Any] | None = None
+    config: DeviceConfig = DeviceConfig()
+
+
+class SlotRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle held by a device and what put it there."""
+
+    digest: str
+    version: str
+    target: str
+    release: str
+    rollout: str
+    wave: int
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a digest is quarantined on a device."""
+
+    reason: str
+    at: float
+    attempts: int = 1
+    retry_token: str = ""
+
+
+class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Deployment of one model as the device sees it."""
+
+    state: SlotState
+    active: SlotRef | None = None
+    fallback: SlotRef | None = None
+    candidate: SlotRef | None = None
+    failed: dict[str, Failure] = {}
+    unproven: bool = False  # on trial for long, with too little traffic to confirm
+    fetched_bytes: int = 0  # transferred for the newest deployment; 0 when it was all held
+
+
+class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """What the device is. ``targets`` is ordered, best first."""
+
+    targets: tuple[str, ...]
+    arch: str
+    isa: tuple[str, ...] = ()
+    engines: dict[str, str] = {}
+    agent_version: str = ""
+    labels: dict[str, str] = {}
+
+
+class SpoolReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Store-and-forward buffer figures."""
+
+    bytes_used: int = 0
+    frames_unacked: int = 0
+    frames_evicted: int = 0
+    inferences_evicted: int = 0
+    damaged: int = 0  # damaged places found and stepped over
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """Resource readings of the agent; None where it could not be read."""
+
+    pid: int | None = None
+    rss_bytes: int | None = None
+    start_to_first_inference_s: float | None = None
+    inferences: int = 0  # since the storage epoch began
+    spool: SpoolReport = SpoolReport()
+
+
+class Reported(msgspec.Struct, frozen=True, kw_only=True):
+    """Full snapshot of one device; retained."""
+
+    schema: int = SCHEMA
+    gen_observed: int
+    desired_digest: str = ""
+    profile: DeviceProfile
+    boot: int
+    epoch: int
+    models: dict[str, ModelReport] = {}
+    runtime: dict[str, Any] | None = None
+    device_state: DeviceState = DeviceState.OK
+    health: Health = Health()
+    at: float = 0.0
+    note: str = ""  # why the desired state was not (fully) taken, for people
+
+
+class Presence(msgspec.Struct, frozen=True, kw_only=True):
+    """Birth and will share one topic; a will whose ``sid`` is not current is stale."""
+
+    schema: int = SCHEMA
+    sid: str
+    online: bool
+    at: float = 0.0
+
+
+class Ack(msgspec.Struct, frozen=True, kw_only=True):
+    """Application acknowledgement: these frames are committed at the manager.
+
+    ``intervals`` are closed ``[first, last]`` frame numbers of ``(epoch, boot, lane)``.
+    """
+
+    schema: int = SCHEMA
+    epoch: int
+    boot: int
+    lane: int
+    intervals: tuple[tuple[int, int], ...]
+    manager_time: float
+
+
+class ClockQuality(str, Enum):
+    """How far wall-clock times of a record can be trusted."""
+
+    SYNCED = "synced"
+    UNKNOWN = "unknown"
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True, tag="window"):
+    """Counts of one slot over a stretch of time; windows of equal ``edges_digest`` add up.
+
+    ``region``, ``first``, ``last`` name the half-open range ``[first, last)`` of the counter region
+    it was drained from: the identity that makes draining exactly-once.
+    """
+
+    model: str
+    digest: str
+    slot: str
+    release: str
+    rollout: str
+    wave: int
+    start: float
+    end: float
+    n: int  # inferences answered, errors included
+    errors: int = 0
+    nan: int = 0
+    violations: int = 0  # inputs outside the contract
+    latency: tuple[int, ...] = ()  # counts on stats.histogram.LATENCY_EDGES_US
+    probes: dict[str, tuple[int, ...]] = {}  # counts per frozen bin, by probe
+    sums: dict[str, float] = {}  # exact sums, e.g. of confidence
+    labelled: int = 0  # delayed labels that arrived in this window
+    correct: int = 0
+    edges_digest: str = ""
+    clock: ClockQuality = ClockQuality.UNKNOWN
+    region: str
+    first: int
+    last: int
+
+
+class Tombstone(msgspec.Struct, frozen=True, kw_only=True, tag="tombstone"):
+    """Exactly what the spool dropped: closed range of frames and what they counted."""
+
+    boot: int
+    lane: int
+    first: int
+    last: int
+    records: int
+    inferences: int
+    reason: str
+    at: float
+
+
+class SlotEvent(msgspec.Struct, frozen=True, kw_only=True, tag="slot_event"):
+    """A step of the deployment machine worth an audit line."""
+
+    model: str
+    digest: str
+    release: str
+    rollout: str
+    state: SlotState
+    reason: str
+    at: float
+
+
+class DeviceEvent(msgspec.Struct, frozen=True, kw_only=True, tag="device_event"):
+    """Boot, recovery, damage: things that concern the device as a whole."""
+
+    kind: str
+    detail: str
+    at: float
+
+
+Record = Window | Tombstone | SlotEvent | DeviceEvent
+
+
+def check_policy(policy: Policy) -> Policy:
+    """Return ``policy`` when every threshold can be obeyed.
+
+    Raises:
+        BadInputError: names the field. Refused when written, not ignored when read.
+    """
+    shares = {"error_rate_max": policy.error_rate_max, "nan_rate_max": policy.nan_rate_max}
+    for name, value in shares.items():
+        if not (math.isfinite(value) and 0.0 <= value <= 1.0):
+            raise BadInputError(f"policy.{name}: {value} is not a share between 0 and 1")
+    for name in ("confirm_s_min", "unproven_after_s"):
+        value = getattr(policy, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise BadInputError(f"policy.{name}: {value} is not a duration in seconds")
+    for name in ("confirm_inferences_min", "error_min_n", "trial_tries", "download_attempts_max"):
+        if getattr(policy, name) < 1:
+            raise BadInputError(f"policy.{name}: must be at least 1")
+    return policy

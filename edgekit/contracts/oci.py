@@ -1,0 +1,149 @@
+"""Reading side of OCI image layouts (image-spec v1.1: image-layout.md, manifest.md, index.md).
+
+Only what edgekit reads and writes is modelled; unknown fields are ignored here and survive in the
+stored bytes, which are never re-encoded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edgekit.contracts import codec, digest
+from edgekit.contracts.errors import BadInputError, translate_os_errors
+from edgekit.contracts.limits import OCI_MANIFEST_BYTES_MAX
+
+MANIFEST_MEDIA_TYPE = "application/vnd.oci.image.manifest.v1+json"
+INDEX_MEDIA_TYPE = "application/vnd.oci.image.index.v1+json"
+TITLE = "org.opencontainers.image.title"
+REF_NAME = "org.opencontainers.image.ref.name"
+LAYOUT_FILE = "oci-layout"
+INDEX_FILE = "index.json"
+
+
+class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """Typed pointer to a blob."""
+
+    media_type: str
+    digest: str
+    size: int
+    annotations: dict[str, str] = {}
+    artifact_type: str | None = None
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=False):
+    """OCI image manifest used as an artifact manifest."""
+
+    schema_version: int = 2
+    media_type: str = MANIFEST_MEDIA_TYPE
+    artifact_type: str | None = None
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    annotations: dict[str, str] = {}
+
+
+class Index(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """OCI image index (``index.json`` of a layout)."""
+
+    schema_version: int = 2
+    media_type: str = INDEX_MEDIA_TYPE
+    manifests: tuple[Descriptor, ...] = ()
+
+
+def check_manifest(manifest: Manifest, what: str) -> Manifest:
+    """Return ``manifest`` when every digest and size in it is well formed.
+
+    Raises:
+        BadInputError: otherwise.
+    """
+    if manifest.schema_version != 2:
+        raise BadInputError(f"{what}: schemaVersion {manifest.schema_version} is not 2")
+    for descriptor in (manifest.config, *manifest.layers):
+        digest.parse(descriptor.digest)
+        if descriptor.size < 0:
+            raise BadInputError(f"{what}: negative size for {descriptor.digest}")
+    return manifest
+
+
+@dataclass(frozen=True)
+class LayoutReader:
+    """Read access to an OCI layout folder; every read is verified by digest."""
+
+    root: Path
+
+    def check(self) -> None:
+        """Raises `BadInputError` when ``root`` is not an OCI layout."""
+        if not (self.root / LAYOUT_FILE).is_file():
+            raise BadInputError(
+                f"{self.root}: not an OCI layout (no {LAYOUT_FILE} file)",
+                hint="pass the folder that `edgekit build` wrote",
+            )
+
+    def index(self) -> Index:
+        """The layout's index."""
+        self.check()
+        return codec.read(Index, self.root / INDEX_FILE, bytes_max=OCI_MANIFEST_BYTES_MAX)
+
+    def blob_path(self, blob: str) -> Path:
+        """Where a blob lies (it may be absent)."""
+        return self.root / "blobs" / "sha256" / digest.hex_of(blob)
+
+    def read_blob(self, blob: str, *, bytes_max: int) -> bytes:
+        """Bytes of a small blob, verified.
+
+        Raises:
+            BadInputError: missing, larger than ``bytes_max`` or altered.
+        """
+        path = self.blob_path(blob)
+        with translate_os_errors("read", path):
+            if path.stat().st_size > bytes_max:
+                raise BadInputError(f"{path}: larger than the {bytes_max} bytes allowed")
+            data = path.read_bytes()
+        if digest.of_bytes(data) != blob:
+            raise BadInputError(
+                f"{path}: content does not match its digest (corrupted)",
+                hint="build or pull the bundle again",
+            )
+        return data
+
+    def verify_blob(self, descriptor: Descriptor) -> Path:
+        """Path of a blob of any size after re-reading and hashing it.
+
+        Raises:
+            BadInputError: missing or altered.
+        """
+        path = self.blob_path(descriptor.digest)
+        found, size = digest.of_file(path)
+        if found != descriptor.digest or size != descriptor.size:
+            raise BadInputError(
+                f"{path}: content does not match its digest (corrupted)",
+                hint="build or pull the bundle again",
+            )
+        return path
+
+    def manifest(self, manifest_digest: str) -> Manifest:
+        """The verified manifest with this digest."""
+        raw = self.read_blob(manifest_digest, bytes_max=OCI_MANIFEST_BYTES_MAX)
+        what = f"manifest {digest.short(manifest_digest)}"
+        return check_manifest(codec.decode(Manifest, raw, what=what), what)
+
+    def resolve(self, reference: str | None = None) -> str:
+        """Digest of the manifest tagged ``reference``, or of the only one when None.
+
+        Raises:
+            BadInputError: unknown or ambiguous; lists what there is.
+        """
+        manifests = self.index().manifests
+        names = {m.annotations.get(REF_NAME, digest.short(m.digest)): m.digest for m in manifests}
+        if reference is None and len(manifests) == 1:
+            return manifests[0].digest
+        if reference is not None:
+            for found in (names.get(reference), reference):
+                if found and any(m.digest == found for m in manifests):
+                    return found
+        raise BadInputError(
+            f"{self.root}: {'no manifest ' + reference if reference else 'several manifests'}",
+            hint="this layout holds: " + (", ".join(sorted(names)) or "nothing"),
+        )

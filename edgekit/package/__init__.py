@@ -1,0 +1,1 @@
+"""Writes bundles as OCI artifacts into OCI layout folders."""

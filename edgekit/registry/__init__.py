@@ -1,0 +1,1 @@
+"""Model registry: immutable versions, datasets by digest, lineage."""

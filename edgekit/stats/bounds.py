@@ -1,0 +1,102 @@
+"""Confidence bounds for build gates: how much quality may a variant have lost?
+
+Two bounds, both valid for every sample size (no normal approximation):
+
+* `paired_drop` for scores that are right or wrong (top-1): exact Clopper-Pearson limits on the two
+  kinds of discordant pairs, joined by Bonferroni. Source: Clopper & Pearson, Biometrika 26 (1934).
+* `mean_drop` for any per-sample score in a known range: empirical Bernstein. Source: Maurer &
+  Pontil, COLT 2009, theorem 4.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.stats.special import beta_quantile
+
+Scores = npt.NDArray[np.floating] | npt.NDArray[np.integer] | npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Quality lost by the variant: positive is worse. ``upper`` holds at the asked confidence."""
+
+    estimate: float
+    lower: float
+    upper: float
+    n: int
+
+
+def clopper_pearson(k: int, n: int, alpha: float) -> tuple[float, float]:
+    """Exact limits for a share: each side is missed with probability at most ``alpha``."""
+    low = 0.0 if k == 0 else beta_quantile(alpha, k, n - k + 1)
+    high = 1.0 if k == n else beta_quantile(1.0 - alpha, k + 1, n - k)
+    return low, high
+
+
+def paired_drop(original: Scores, variant: Scores, *, confidence: float) -> Drop:
+    """Drop in the share of correct answers on the same ``n`` samples.
+
+    Args:
+        original: correct (1) or not (0) per sample, shape (n,).
+        variant: the same for the variant, in the same order.
+        confidence: one-sided level of each bound, e.g. 0.95.
+
+    Raises:
+        ValueError: shapes differ or there are no samples.
+    """
+    before, after = np.asarray(original, dtype=bool), np.asarray(variant, dtype=bool)
+    if before.shape != after.shape or before.ndim != 1 or before.size == 0:
+        raise ValueError(f"paired scores of shapes {before.shape} and {after.shape}")
+    n = int(before.size)
+    lost = int(np.count_nonzero(before & ~after))
+    gained = int(np.count_nonzero(~before & after))
+    alpha = (1.0 - confidence) / 2.0  # Bonferroni over the two shares
+    lost_low, lost_high = clopper_pearson(lost, n, alpha)
+    gained_low, gained_high = clopper_pearson(gained, n, alpha)
+    return Drop(
+        (lost - gained) / n, max(-1.0, lost_low - gained_high), min(1.0, lost_high - gained_low), n
+    )
+
+
+def mean_drop(
+    original: npt.NDArray[np.floating],
+    variant: npt.NDArray[np.floating],
+    *,
+    confidence: float,
+    span: float = 1.0,
+) -> Drop:
+    """Drop in the mean of per-sample scores that lie in a range of width ``span``.
+
+    Raises:
+        ValueError: shapes differ, fewer than two samples, or a score that is not finite.
+    """
+    before, after = np.asarray(original, dtype=float), np.asarray(variant, dtype=float)
+    if before.shape != after.shape or before.ndim != 1 or before.size < 2:
+        raise ValueError(f"paired scores of shapes {before.shape} and {after.shape}")
+    loss = before - after
+    if not np.isfinite(loss).all():
+        raise ValueError("a score is not finite")
+    n = int(loss.size)
+    log_term = math.log(2.0 / (1.0 - confidence))
+    # Differences of two scores in a range of width span lie in a range of width 2 span.
+    spread = math.sqrt(2.0 * float(loss.var(ddof=1)) * log_term / n)
+    margin = spread + 7.0 * (2.0 * span) * log_term / (3.0 * (n - 1))
+    estimate = float(loss.mean())
+    return Drop(estimate, estimate - margin, estimate + margin, n)
+
+
+def samples_to_resolve(drop_max: float, confidence: float) -> int:
+    """Samples below which even a variant without one lost answer exceeds ``drop_max``.
+
+    From the Clopper-Pearson limit at k = 0, with the Bonferroni share of `paired_drop`:
+    1 - (alpha/2)**(1/n) <= drop_max.
+    """
+    alpha = (1.0 - confidence) / 2.0
+    if drop_max >= 1.0:
+        return 1
+    return math.ceil(math.log(alpha) / math.log1p(-drop_max))

@@ -1,0 +1,1 @@
+"""Fleet manager: desired state over MQTT, gated rollouts, ingest, API and status page."""

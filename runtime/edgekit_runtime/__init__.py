@@ -1,0 +1,1 @@
+"""On-device runtime: offline inference, deployment machine, store-and-forward telemetry."""
