@@ -40,7 +40,7 @@ def golden(
         error: Array = np.abs(found.astype(np.float64) - reference.astype(np.float64))
         limit: Array = tolerance.abs + tolerance.rel * np.abs(reference.astype(np.float64))
         # NaN compares false, so an output that turned NaN is out of tolerance.
-        inside = np.asarray(error <= limit).reshape(len(reference), -1).all(axis=1)
+        inside: Array = np.asarray(error <= limit).reshape(len(reference), -1).all(axis=1)
         within &= inside[:samples]
         worst = max(worst, float(np.nanmax(error, initial=0.0)))
     agreement = float(within.mean())
