@@ -1,0 +1,73 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from edgekit.contracts.errors import BadInputError
+from edgekit_runtime.errors import EngineError
+from edgekit_runtime.ports import Array, LoadedModel
+
+_LOG_FATAL = 4  # errors reach the caller as exceptions; the engine's own log would say them twice
+
+
+class OnnxRuntimeEngine:
+    """`edgekit_runtime.ports.Engine` over ``onnxruntime``."""
+
+    name = "onnxruntime"
+
+    def __init__(self) -> None:
+        self.version: str = ort.__version__
+        ort.disable_telemetry_events()
+        ort.set_default_logger_severity(_LOG_FATAL)
+
+    def load(self, path: Path, *, threads: int = 1) -> LoadedModel:
+        """Load the model at ``path``.
+
+        Raises:
+            BadInputError: not a model this engine can run.
+        """
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Level "all" adds layout changes that depend on the machine: outputs would no longer be
+        # those that the build recorded for its golden set.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.log_severity_level = _LOG_FATAL
+        # Spinning threads burn a small device's only cores between two inferences.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as exc:  # onnxruntime raises a dozen unrelated classes, even RuntimeError
+            raise BadInputError(
+                f"{path}: onnxruntime {self.version} cannot load this model: {_first_line(exc)}",
+                hint="build the bundle again with `edgekit build`",
+            ) from exc
+        return _OnnxModel(session)
+
+
+class _OnnxModel:
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.input_names = tuple(entry.name for entry in session.get_inputs())
+        self.output_names = tuple(entry.name for entry in session.get_outputs())
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once.
+
+        Raises:
+            EngineError: the engine refused or failed.
+        """
+        try:
+            values = self._session.run(self.output_names, dict(inputs))
+        except Exception as exc:  # see load: no common base class
+            raise EngineError(f"onnxruntime: {_first_line(exc)}") from exc
+        return dict(zip(self.output_names, values, strict=True))
+
+
+def _first_line(exc: Exception) -> str:
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[0][:300]

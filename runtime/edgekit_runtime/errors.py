@@ -1,0 +1,37 @@
+"""Failures only the device side knows, as branches of `edgekit.contracts.errors`.
+
+::
+
+    BadInputError
+    ├── GuardError          an inference input breaks the contract (HTTP 400, counted as violation)
+    └── UnsuitableError     a bundle that cannot run on this device
+    UnavailableError
+    ├── EngineError         the engine failed on a valid input (HTTP 500, counted as error)
+    └── NotServingError     no model is loaded (HTTP 503)
+    ResourceError
+    └── DownloadLimitError  the server sent more than was announced
+"""
+
+from __future__ import annotations
+
+from edgekit.contracts.errors import BadInputError, ResourceError, UnavailableError
+
+
+class GuardError(BadInputError):
+    """An inference input breaks the model's contract."""
+
+
+class UnsuitableError(BadInputError):
+    """A bundle is intact and still cannot run here (target, engine or engine version)."""
+
+
+class EngineError(UnavailableError):
+    """The inference engine failed although the input kept the contract."""
+
+
+class NotServingError(UnavailableError):
+    """No model is loaded."""
+
+
+class DownloadLimitError(ResourceError):
+    """A server sent more bytes than its manifest announced."""

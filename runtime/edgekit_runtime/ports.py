@@ -1,0 +1,136 @@
+"""What the agent needs from outside, as protocols; `edgekit_runtime.wiring` builds the adapters.
+
+Every write to the state folder goes through `Disk`, so that a test can cut power at each write,
+fsync and rename.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from edgekit.contracts.messages import ClockQuality
+
+Array = npt.NDArray[Any]
+
+
+class LoadedModel(Protocol):
+    """A model in memory. Safe to call from several threads."""
+
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once. Raises `EngineError`."""
+
+
+class Engine(Protocol):
+    """An inference library."""
+
+    name: str
+    version: str
+
+    def load(self, path: Path, *, threads: int = 1) -> LoadedModel:
+        """Load a model file. Raises `BadInputError`."""
+
+
+class Clock(Protocol):
+    """Time."""
+
+    def wall(self) -> float:
+        """Unix seconds; may jump."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back; meaningless across processes."""
+
+    def quality(self) -> ClockQuality:
+        """Whether wall time was set from a trusted source."""
+
+
+class Disk(Protocol):
+    """The state folder. All methods raise `ResourceError` (full) or `BadInputError` (other)."""
+
+    def read(self, path: Path, *, bytes_max: int) -> bytes | None:
+        """Whole file, None when absent; a larger file is cut at ``bytes_max``."""
+
+    def read_at(self, path: Path, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes from ``offset``."""
+
+    def size(self, path: Path) -> int | None:
+        """Bytes, None when absent."""
+
+    def append(self, path: Path, data: bytes, *, sync: bool) -> None:
+        """Append, creating the file; ``sync`` makes data and length durable before returning."""
+
+    def sync(self, path: Path) -> None:
+        """Make everything appended to ``path`` durable."""
+
+    def truncate(self, path: Path, length: int) -> None:
+        """Cut the file and make that durable."""
+
+    def overwrite(self, path: Path, data: bytes) -> None:
+        """Write the file in place, fsync it and its folder: not atomic, for CRC'd copies."""
+
+    def replace(self, path: Path, data: bytes) -> None:
+        """Write a temporary file, fsync, rename over ``path``, fsync the folder: atomic."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename and fsync the target's folder."""
+
+    def unlink(self, path: Path) -> None:
+        """Remove; absent is fine."""
+
+    def sync_dir(self, path: Path) -> None:
+        """Fsync a folder."""
+
+    def make_dir(self, path: Path) -> None:
+        """Create a folder and its parents."""
+
+    def names(self, path: Path) -> list[str]:
+        """Sorted names in a folder; empty when it does not exist."""
+
+    def free_bytes(self, path: Path) -> int:
+        """Space left for this process."""
+
+
+class Verifier(Protocol):
+    """Says whether a document or blob may be trusted."""
+
+    def desired(self, payload: bytes, signature: str | None) -> None:
+        """Raises `BadInputError` when the desired state must not be obeyed."""
+
+    def manifest(self, digest: str, raw: bytes) -> None:
+        """Raises `BadInputError` when ``raw`` is not the manifest called ``digest``."""
+
+
+class Fetcher(Protocol):
+    """Reads manifests and blobs from the artifact server (OCI distribution API, read side)."""
+
+    def manifest(self, repository: str, digest: str) -> bytes:
+        """Raw manifest. Raises `UnavailableError` (transient) or `BadInputError`."""
+
+    def blob(self, repository: str, digest: str, offset: int) -> Iterator[bytes]:
+        """Chunks of a blob from ``offset`` on. Raises like `manifest`."""
+
+
+class Link(Protocol):
+    """The MQTT connection. Callbacks run on the link's own thread and must not block."""
+
+    on_message: Callable[[str, bytes], None]  # (leaf, payload)
+    on_connect: Callable[[], None]
+
+    def start(self) -> None:
+        """Begin connecting; keeps trying for ever."""
+
+    def publish(self, leaf: str, payload: bytes, *, retain: bool = False) -> bool:
+        """Hand over at QoS 1; False when not connected (nothing is queued)."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker answered the last connect."""
+
+    def stop(self) -> None:
+        """Say goodbye (offline presence) and disconnect."""

@@ -1,0 +1,162 @@
+"""One loaded model with its contract: guard, preprocessing, engine. Used by agent and evaluation.
+
+What the build measures is therefore what the device runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgekit import preprocess
+from edgekit.contracts.contract import Contract, OutputSpec, Task
+from edgekit.contracts.errors import BadInputError
+from edgekit.contracts.verdict import Verdict
+from edgekit.stats import compare
+from edgekit_runtime import bundles, engines, guard
+from edgekit_runtime.bundles import Bundle, GoldenSet
+from edgekit_runtime.guard import Flags
+from edgekit_runtime.ports import Array, Engine, LoadedModel
+
+CHUNK_SAMPLES = 64  # larger chunks gain little on the cores edge devices have, and cost memory
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model ready to answer."""
+
+    bundle: Bundle
+    engine: Engine
+    model: LoadedModel
+
+    @property
+    def contract(self) -> Contract:
+        """The bundle's contract."""
+        return self.bundle.contract
+
+    def predict(self, arrays: Mapping[str, Array]) -> tuple[dict[str, Array], Flags]:
+        """Outputs and flags of one call.
+
+        Raises:
+            GuardError: the input breaks the contract.
+            EngineError: the engine failed.
+        """
+        flags = guard.check(self.contract, arrays)
+        if flags & Flags.CLAMP:
+            arrays = guard.mend(self.contract, arrays)
+        feed = {
+            spec.name: preprocess.apply(spec.preprocess, arrays[spec.name])
+            for spec in self.contract.inputs
+        }
+        outputs = self.model.run(feed)
+        for values in outputs.values():
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                flags |= Flags.OUTPUT_NAN
+        return outputs, flags
+
+    def predict_samples(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs for arrays whose first axis is the sample, in chunks the model can take.
+
+        Raises:
+            BadInputError: no samples, unequal lengths, or a sample breaks the contract.
+            EngineError: the engine failed.
+        """
+        feeds = self._feeds(arrays)
+        parts: dict[str, list[Array]] = {}
+        for feed, keep in feeds:
+            outputs, _ = self.predict(feed)
+            for name, values in outputs.items():
+                parts.setdefault(name, []).append(values[None] if keep is None else values[:keep])
+        return {name: np.concatenate(values) for name, values in parts.items()}
+
+    def single(self, arrays: Mapping[str, Array], index: int) -> dict[str, Array]:
+        """Sample ``index`` as one call of batch size one (or the fixed batch size).
+
+        Raises:
+            BadInputError: the sample does not fit the contract.
+        """
+        rows = {
+            spec.name: _pick(arrays, spec.name)[index : index + 1] for spec in self.contract.inputs
+        }
+        feed, _ = next(self._feeds(rows))
+        return feed
+
+    def replay_golden(self, golden: GoldenSet) -> Verdict:
+        """Verdict of the golden set. Raises like `predict_samples`."""
+        actual = self.predict_samples(golden.inputs)
+        return compare.golden(golden.outputs, actual, golden.tolerance)
+
+    def _feeds(self, arrays: Mapping[str, Array]) -> Iterator[tuple[dict[str, Array], int | None]]:
+        """Yields what to feed and how many rows of the outputs count (None: no batch axis)."""
+        picked = {spec.name: _pick(arrays, spec.name) for spec in self.contract.inputs}
+        picked = {
+            spec.name: guard.conform(spec, picked[spec.name]) for spec in self.contract.inputs
+        }
+        lengths = {name: len(array) for name, array in picked.items()}
+        total = min(lengths.values())
+        if total == 0 or len(set(lengths.values())) > 1:
+            raise BadInputError(f"samples per input: {lengths}; they must be equal and not zero")
+        batched = all(picked[spec.name].ndim == len(spec.shape) for spec in self.contract.inputs)
+        first = self.contract.inputs[0].shape[0]
+        if not batched:
+            # The model has no batch axis: every row of the data is one call.
+            for index in range(total):
+                yield {name: array[index] for name, array in picked.items()}, None
+            return
+        size = first if isinstance(first, int) else CHUNK_SAMPLES
+        for start in range(0, total, size):
+            feed = {name: array[start : start + size] for name, array in picked.items()}
+            keep = min(size, total - start)
+            if keep < size and isinstance(first, int):
+                # A fixed batch needs its full length: repeat the last row and drop its answers.
+                feed = {name: _pad(array, size) for name, array in feed.items()}
+            yield feed, keep
+
+
+def load(bundle: Bundle, *, threads: int = 1, engine: Engine | None = None) -> Predictor:
+    """Load a bundle into its engine.
+
+    Raises:
+        UnsuitableError: engine absent or outside the bundle's version range.
+        BadInputError: the model cannot be loaded or does not have the contract's tensors.
+    """
+    engine = engine or engines.create(bundle.manifest.engine)
+    bundles.check_engine(bundle.manifest, engine.name, engine.version)
+    model = engine.load(bundle.model_path, threads=threads)
+    wanted = {spec.name for spec in bundle.contract.inputs}
+    if set(model.input_names) != wanted:
+        raise BadInputError(
+            f"bundle {bundle.manifest.model} {bundle.manifest.version}: the model's inputs "
+            f"{sorted(model.input_names)} are not the contract's {sorted(wanted)}"
+        )
+    missing = {spec.name for spec in bundle.contract.outputs} - set(model.output_names)
+    if missing:
+        raise BadInputError(
+            f"bundle {bundle.manifest.model} {bundle.manifest.version}: the model has no output "
+            f"{min(missing)!r}"
+        )
+    return Predictor(bundle, engine, model)
+
+
+def scored_output(contract: Contract) -> OutputSpec:
+    """The output that metrics and probes look at: the first classification, else the first."""
+    for spec in contract.outputs:
+        if spec.task is Task.CLASSIFICATION:
+            return spec
+    return contract.outputs[0]
+
+
+def _pick(arrays: Mapping[str, Array], name: str) -> Array:
+    array = arrays.get(name)
+    if array is None or array.ndim == 0:
+        raise BadInputError(
+            f"data has no array {name!r} with a sample axis",
+            hint="arrays found: " + (", ".join(sorted(arrays)) or "none"),
+        )
+    return array
+
+
+def _pad(array: Array, size: int) -> Array:
+    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
