@@ -28,12 +28,12 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[
+    _: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    if sys.version_info < (3, 11):  # noqa: UP036 - the package installs on 3.10 for the agent
+    if sys.version_info < (3, 11):
         raise UsageError(
             "the edgekit command needs Python 3.11 or newer",
             hint="on a JetPack 6 device use edgekit-agent, which runs on 3.10",

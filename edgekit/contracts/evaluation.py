@@ -1,4 +1,4 @@
-"""What ``python -m edgekit_runtime.evaluate`` prints: the facts of one bundle run over one data set.
+"""What ``python -m edgekit_runtime.evaluate`` prints: facts of one bundle run over one data set.
 
 The builder and the fleet read it; the code that produced it is the code that ships to devices.
 """

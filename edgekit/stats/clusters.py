@@ -1,9 +1,13 @@
 """Compare two cohorts of devices when inferences on one device are not independent.
 
-The unit of randomisation is the device, so it is the unit of analysis: each device yields one ratio
-(e.g. correct / labelled) and the cohorts' means of these are compared by Welch's t interval. More
-inferences on the same device narrow its own ratio, never pretend to be more devices. Source: Welch,
-Biometrika 34 (1947); Donner & Klar, "Design and Analysis of Cluster Randomization Trials" (2000).
+The unit of randomisation is the device, so it is the unit of analysis: each device yields one
+ratio (e.g. correct / labelled) and the cohorts' means of these are compared by a t interval. More
+inferences on the same device narrow its own ratio, never pretend to be more devices. Source:
+Donner & Klar, "Design and Analysis of Cluster Randomization Trials in Health Research" (2000).
+
+Standard error: the larger of Student's (pooled) and Welch's. Under the hypothesis of no effect,
+random assignment makes devices exchangeable and the pooled one right; where a release spoils only
+some devices, Welch's is the larger and protects the verdict. Degrees of freedom: n1 + n2 - 2.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from edgekit.stats.special import t_quantile
 
 @dataclass(frozen=True)
 class DeviceRatio:
-    """One device's share or mean: ``total / n``."""
+    """One device's share or mean of values in [0, 1]: ``total / n``."""
 
     total: float
     n: int
@@ -38,43 +42,71 @@ class Difference:
     n: int
 
 
-# A ratio of n inferences is known no better than one inference allows. Cohorts of few devices can
-# agree by chance to the last digit; without this floor the interval would collapse to a point.
-def _variance_floor(ratios: Sequence[DeviceRatio]) -> float:
-    total = sum(ratio.n for ratio in ratios)
-    mean = (sum(ratio.total for ratio in ratios) + 1.0) / (total + 2.0)  # Laplace, inside (0, 1)
-    shares = min(max(mean, 0.0), 1.0)
-    return shares * (1.0 - shares) * float(np.mean([1.0 / ratio.n for ratio in ratios]))
+@dataclass(frozen=True)
+class _Group:
+    mean: float
+    variance: float  # between devices, of one device's ratio
+    devices: int
+    n: int
+
+
+def _summarise(ratios: Sequence[DeviceRatio]) -> _Group | None:
+    heard = [ratio for ratio in ratios if ratio.n > 0]
+    if len(heard) < 2:
+        return None
+    values = np.asarray([ratio.total / ratio.n for ratio in heard])
+    n = sum(ratio.n for ratio in heard)
+    # Few devices can agree by chance to the last digit; the interval must not collapse to a point.
+    # No ratio of n values is known better than binomial sampling allows (Laplace's estimate keeps
+    # the share inside (0, 1)).
+    share = (sum(ratio.total for ratio in heard) + 1.0) / (n + 2.0)
+    floor = share * (1.0 - share) * float(np.mean([1.0 / ratio.n for ratio in heard]))
+    variance = max(float(values.var(ddof=1)), floor)
+    return _Group(float(values.mean()), variance, len(heard), n)
 
 
 def difference(
     candidate: Sequence[DeviceRatio], control: Sequence[DeviceRatio], *, alpha: float
 ) -> Difference | None:
-    """Welch interval for the difference of device means of ratios in [0, 1].
+    """Interval for the difference of device means.
 
     Returns:
         None when either cohort has fewer than two devices with data: nothing can be said then.
     """
-    groups = [[ratio for ratio in group if ratio.n > 0] for group in (candidate, control)]
-    if min(len(group) for group in groups) < 2:
+    first, second = _summarise(candidate), _summarise(control)
+    if first is None or second is None:
         return None
-    means, squares, freedoms = [], [], []
-    for group in groups:
-        values = np.asarray([ratio.total / ratio.n for ratio in group])
-        variance = max(float(values.var(ddof=1)), _variance_floor(group))
-        means.append(float(values.mean()))
-        squares.append(variance / len(group))
-        freedoms.append(len(group) - 1)
-    error = sum(squares)
-    df = error**2 / sum(square**2 / free for square, free in zip(squares, freedoms, strict=True))
-    margin = t_quantile(1.0 - alpha / 2.0, df) * math.sqrt(error)
-    estimate = means[0] - means[1]
+    df = first.devices + second.devices - 2
+    pooled = ((first.devices - 1) * first.variance + (second.devices - 1) * second.variance) / df
+    student = pooled * (1.0 / first.devices + 1.0 / second.devices)
+    welch = first.variance / first.devices + second.variance / second.devices
+    margin = t_quantile(1.0 - alpha / 2.0, df) * math.sqrt(max(student, welch))
+    estimate = first.mean - second.mean
     return Difference(
         estimate=estimate,
         low=estimate - margin,
         high=estimate + margin,
-        candidate_mean=means[0],
-        control_mean=means[1],
-        n_devices=sum(len(group) for group in groups),
-        n=sum(ratio.n for group in groups for ratio in group),
+        candidate_mean=first.mean,
+        control_mean=second.mean,
+        n_devices=first.devices + second.devices,
+        n=first.n + second.n,
+    )
+
+
+def level(ratios: Sequence[DeviceRatio], *, alpha: float) -> Difference | None:
+    """Interval for the mean of device ratios, as a difference from zero; None below two devices."""
+    group = _summarise(ratios)
+    if group is None:
+        return None
+    margin = t_quantile(1.0 - alpha / 2.0, group.devices - 1) * math.sqrt(
+        group.variance / group.devices
+    )
+    return Difference(
+        estimate=group.mean,
+        low=group.mean - margin,
+        high=group.mean + margin,
+        candidate_mean=group.mean,
+        control_mean=0.0,
+        n_devices=group.devices,
+        n=group.n,
     )

@@ -40,8 +40,8 @@ def golden(
         error: Array = np.abs(found.astype(np.float64) - reference.astype(np.float64))
         limit: Array = tolerance.abs + tolerance.rel * np.abs(reference.astype(np.float64))
         # NaN compares false, so an output that turned NaN is out of tolerance.
-        inside: Array = np.asarray(error <= limit).reshape(len(reference), -1).all(axis=1)
-        within &= inside[:samples]
+        inside = (error <= limit).reshape(len(reference), -1)
+        within &= np.asarray(inside.all(axis=1), dtype=bool)[:samples]
         worst = max(worst, float(np.nanmax(error, initial=0.0)))
     agreement = float(within.mean())
     passed = agreement >= tolerance.agreement_min

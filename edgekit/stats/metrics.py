@@ -1,7 +1,7 @@
 """Quality metrics as per-sample scores, so that original and variant can be compared in pairs.
 
-`score` gives one number per sample, higher is better. ``binary`` scores (right or wrong) get the exact
-paired bound, others the empirical Bernstein bound over their ``span`` (`edgekit.stats.bounds`).
+`score` gives one number per sample, higher is better. ``binary`` scores (right or wrong) get the
+exact paired bound, others the empirical Bernstein bound over their ``span``.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def top_class(outputs: Array) -> tuple[Array, Array]:
 def _top1(outputs: Array, truth: Array) -> Array:
     right: Array = outputs.argmax(axis=-1) == truth.reshape(outputs.shape[:-1])
     # A row with NaN has no answer: argmax would return the NaN's index as if it were one.
-    result: Array = right & np.isfinite(outputs).all(axis=-1)
-    return result.reshape(len(outputs), -1).all(axis=1)
+    answered: Array = right & np.isfinite(outputs).all(axis=-1)
+    return np.asarray(answered.reshape(len(outputs), -1).all(axis=1), dtype=bool)
 
 
 def _agreement(outputs: Array, truth: Array) -> Array:
