@@ -1,1 +1,1 @@
-"""Model registry: immutable versions, datasets by digest, lineage."""
+"""Registry: immutable model versions, data sets by digest, contracts, lineage."""
