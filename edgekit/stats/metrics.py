@@ -72,7 +72,8 @@ def _cosine(outputs: Array, truth: Array) -> Array:
     same = (a == b).all(axis=1)
     dots = (a * b).sum(axis=1)
     cosines = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
-    result: Array = np.where(same, 1.0, np.nan_to_num(cosines, nan=-1.0))
+    finite = np.isfinite(a).all(axis=1)
+    result: Array = np.where(same, 1.0, np.where(finite, cosines, -1.0))
     return np.clip(result, -1.0, 1.0)
 
 
