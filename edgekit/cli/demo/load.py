@@ -1,9 +1,9 @@
 """Load clients with a ledger of their own: ``python -m edgekit.cli.demo.load CONFIG.json``.
 
-Standard library only, and nothing from edgekit: what this program wrote down as answered is compared
+Standard library only, nothing from edgekit: what this program wrote down as answered is compared
 with what the manager counted, so the two must not share a line of code.
 
-One thread a device sends requests over the device's Unix socket at a steady rate. Each request has an
+One thread a device sends requests over its Unix socket at a steady rate. Each request has an
 id; the id is written to the ledger once, when an answer to it has been read. A request whose
 answer was lost (the agent was killed) is in doubt and sent again *under the same id* until it is
 answered. Some seconds later the truth about the sample arrives and is sent as a delayed label.
