@@ -8,13 +8,11 @@
     UnavailableError
     ├── EngineError         the engine failed on a valid input (HTTP 500, counted as error)
     └── NotServingError     no model is loaded (HTTP 503)
-    ResourceError
-    └── DownloadLimitError  the server sent more than was announced
 """
 
 from __future__ import annotations
 
-from edgekit.contracts.errors import BadInputError, ResourceError, UnavailableError
+from edgekit.contracts.errors import BadInputError, UnavailableError
 
 
 class GuardError(BadInputError):
@@ -31,7 +29,3 @@ class EngineError(UnavailableError):
 
 class NotServingError(UnavailableError):
     """No model is loaded."""
-
-
-class DownloadLimitError(ResourceError):
-    """A server sent more bytes than its manifest announced."""

@@ -1,0 +1,140 @@
+"""Counters of one model: its current region, older ones still to be drained, and request ids.
+
+A request id is counted once: an id still found in any of the model's rings is answered again but
+not counted again, also after a restart (the look-up is rebuilt from the rings). Labels that arrive
+later join the prediction they belong to, in the region of the version that made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgekit.contracts.errors import ResourceError
+from edgekit_runtime.region import CAPACITY, CORRECT, Kind, Region
+
+OLD_REGIONS_MAX = 4  # drained regions kept for re-sent ids and late labels; each is 148 KiB
+
+
+def hash_id(request_id: str | None) -> int:
+    """64-bit hash of a request id; 0 stands for none."""
+    if not request_id:
+        return 0
+    raw = hashlib.blake2b(request_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(raw, "little") or 1
+
+
+@dataclass
+class _Book:
+    """Look-ups over one region's ring: request hash -> position."""
+
+    region: Region
+    counted: dict[int, int] = field(default_factory=dict)
+    labelled: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        first = max(0, self.region.head - CAPACITY)
+        records = self.region.records(first, self.region.head)
+        good = self.region.intact(first, self.region.head)
+        for index in np.flatnonzero(good & (records["request"] != 0)):
+            self._note(int(records["kind"][index]), int(records["request"][index]), first + index)
+
+    def append(self, kind: Kind, request: int, **values: float) -> int | None:
+        if self.region.head >= CAPACITY and self.region.head - self.region.tail < CAPACITY:
+            self._forget(self.region.head - CAPACITY)
+        position = self.region.append(kind, request=request, **values)  # type: ignore[arg-type]
+        if position is not None:
+            self._note(kind, request, position)
+        return position
+
+    def _note(self, kind: int, request: int, position: int) -> None:
+        if request and kind in (Kind.PREDICTION, Kind.ERROR):
+            self.counted[request] = int(position)
+        elif request and kind == Kind.FEEDBACK:
+            self.labelled[request] = int(position)
+
+    def _forget(self, position: int) -> None:
+        request = int(self.region.ring["request"][position % CAPACITY])
+        for book in (self.counted, self.labelled):
+            if book.get(request) == position:
+                del book[request]
+
+
+class Journal:
+    """All regions of one model. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._books: list[_Book] = []
+
+    def add(self, region: Region) -> None:
+        """Make ``region`` known; the newest is last."""
+        with self._lock:
+            self._books.append(_Book(region))
+
+    def regions(self) -> list[Region]:
+        """Oldest first."""
+        with self._lock:
+            return [book.region for book in self._books]
+
+    def record(self, region: Region, kind: Kind, request_id: str | None, **values: float) -> bool:
+        """Commit an inference or a rejection to ``region``.
+
+        Returns:
+            False when the request id was counted before (nothing is written then).
+        """
+        request = hash_id(request_id)
+        with self._lock:
+            if request and any(request in book.counted for book in self._books):
+                return False
+            # A region retired under a very slow inference: count it under the newest one.
+            newest = self._books[-1]
+            book = next((book for book in self._books if book.region is region), newest)
+            book.append(kind, request, **values)
+            return True
+
+    def feedback(self, request_id: str, label: int, *, time: float) -> bool | None:
+        """Join a true label with its prediction.
+
+        Returns:
+            Whether the prediction was right; None when the id is no longer (or was never) known.
+
+        Raises:
+            ResourceError: the ring is full and the label could not be kept.
+        """
+        request = hash_id(request_id)
+        with self._lock:
+            for book in self._books:
+                position = book.counted.get(request)
+                if position is None:
+                    continue
+                found = book.region.ring[position % CAPACITY]
+                right = int(found["cls"]) == label and int(found["kind"]) == Kind.PREDICTION
+                if request in book.labelled:
+                    return right
+                flags = CORRECT if right else 0
+                done = book.append(Kind.FEEDBACK, request, time=time, cls=label, flags=flags)
+                if done is None:
+                    raise ResourceError(
+                        "the counter ring is full, the label was not taken",
+                        hint="send it again in a second",
+                    )
+                return right
+        return None
+
+    def retire(self, keep: Region | None) -> list[Region]:
+        """Drop and return drained regions beyond the newest few; never ``keep``."""
+        with self._lock:
+            idle = [
+                book
+                for book in self._books
+                if book.region is not keep
+                and book.region.head == book.region.tail
+                and book.region.overflow[0] == book.region.overflow[1]
+            ]
+            gone = idle[: max(0, len(idle) - OLD_REGIONS_MAX)]
+            self._books = [book for book in self._books if book not in gone]
+            return [book.region for book in gone]

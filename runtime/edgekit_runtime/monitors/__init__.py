@@ -1,0 +1,1 @@
+"""Turns counter regions into telemetry windows."""

@@ -1,0 +1,116 @@
+"""Aggregates ring records into a mergeable window. Pure: numpy in, a message out."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.contracts.contract import Contract, Task
+from edgekit.contracts.messages import ClockQuality, Window
+from edgekit.stats import histogram
+from edgekit.stats.bins import CONFIDENCE_BINS
+from edgekit_runtime.guard import Flags
+from edgekit_runtime.predictor import scored_output
+from edgekit_runtime.region import CORRECT, Kind, Labels
+
+OVERFLOW_SUFFIX = "-overflow"  # identity of inferences counted while a ring was full
+_VIOLATION = int(Flags.INPUT_NAN | Flags.INPUT_RANGE)
+
+
+def class_count(contract: Contract) -> int:
+    """Number of classes of the scored output; 0 when it does not classify."""
+    spec = scored_output(contract)
+    if spec.task is not Task.CLASSIFICATION:
+        return 0
+    last = spec.shape[-1] if spec.shape else 0
+    return len(spec.labels) or (last if isinstance(last, int) else 0)
+
+
+def aggregate(
+    labels: Labels,
+    region: str,
+    first: int,
+    records: npt.NDArray[np.void],
+    intact: npt.NDArray[np.bool_],
+    *,
+    now: float,
+    clock: ClockQuality,
+) -> Window:
+    """The window of ``records``, which lie at positions ``[first, first + len(records))``.
+
+    Records that are not intact (lost to a power cut) are counted in ``n`` and nowhere else.
+    """
+    lost = int(np.count_nonzero(~intact))
+    good = records[intact]
+    kinds, flags = good["kind"], good["flags"]
+    predictions = kinds == Kind.PREDICTION
+    errors = int(np.count_nonzero(kinds == Kind.ERROR))
+    rejected = int(np.count_nonzero(kinds == Kind.REJECTED))
+    feedback = kinds == Kind.FEEDBACK
+    violated = np.count_nonzero(predictions & ((flags & _VIOLATION) != 0))
+    answered = good[predictions]
+    return Window(
+        model=labels.model,
+        digest=labels.digest,
+        slot=labels.slot,
+        release=labels.release,
+        rollout=labels.rollout,
+        wave=labels.wave,
+        edges_digest=labels.edges_digest,
+        start=float(good["time"].min()) if good.size else now,
+        end=now,
+        n=int(np.count_nonzero(predictions)) + errors + lost,
+        errors=errors,
+        nan=int(np.count_nonzero(predictions & ((flags & Flags.OUTPUT_NAN) != 0))),
+        violations=int(violated) + rejected,
+        latency=tuple(int(v) for v in histogram.count(answered["latency_us"].astype(float))),
+        probes=_probes(labels, answered),
+        sums=_sums(labels, answered),
+        labelled=int(np.count_nonzero(feedback)),
+        correct=int(np.count_nonzero(feedback & ((flags & CORRECT) != 0))),
+        clock=clock,
+        region=region,
+        first=first,
+        last=first + len(records),
+    )
+
+
+def overflowed(
+    labels: Labels, region: str, first: int, last: int, *, now: float, clock: ClockQuality
+) -> Window:
+    """The window of inferences of which only the number is known."""
+    return Window(
+        model=labels.model,
+        digest=labels.digest,
+        slot=labels.slot,
+        release=labels.release,
+        rollout=labels.rollout,
+        wave=labels.wave,
+        start=now,
+        end=now,
+        n=last - first,
+        clock=clock,
+        region=region + OVERFLOW_SUFFIX,
+        first=first,
+        last=last,
+    )
+
+
+def _probes(labels: Labels, answered: npt.NDArray[np.void]) -> dict[str, tuple[int, ...]]:
+    if labels.classes == 0:
+        return {}
+    classes = answered["cls"]
+    valid = classes[(classes >= 0) & (classes < labels.classes)]
+    counts = np.bincount(valid, minlength=labels.classes)
+    confidence = CONFIDENCE_BINS.count(answered["confidence"].astype(float))
+    return {
+        "class": tuple(int(v) for v in counts),
+        "confidence": tuple(int(v) for v in confidence),
+    }
+
+
+def _sums(labels: Labels, answered: npt.NDArray[np.void]) -> dict[str, float]:
+    if labels.classes == 0:
+        return {}
+    values = answered["confidence"].astype(float)
+    return {"confidence": float(values[np.isfinite(values)].sum())}

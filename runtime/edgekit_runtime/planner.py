@@ -1,0 +1,187 @@
+"""Decides what to do next from the record, the desired state and facts. Pure and level-based.
+
+Called again after every step: it re-reads what is, and never remembers what it asked for. A desired
+state acts only when its generation is newer; a rollback is a newer generation that names an older
+bundle. A digest that failed here is refused until its retry token changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from edgekit.contracts import digest as digests
+from edgekit.contracts.messages import Deployment, Desired, Policy, SlotRef, VariantRef
+from edgekit.contracts.states import SlotState
+from edgekit_runtime import steps
+from edgekit_runtime.record import DeploymentRecord, ModelRecord
+from edgekit_runtime.steps import Step
+
+PREPARING = frozenset(
+    {
+        SlotState.FETCHING,
+        SlotState.STAGED,
+        SlotState.VERIFIED,
+        SlotState.SELF_TEST,
+        SlotState.SHADOW,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What has been counted since the active bundle went on trial."""
+
+    n: int = 0
+    errors: int = 0
+    nan: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is, outside the record."""
+
+    targets: tuple[str, ...]  # of this device, best first
+    loaded: Mapping[str, str] = field(default_factory=dict)  # model -> digest that serves
+    ready: frozenset[str] = frozenset()  # candidates loaded and self-tested
+    busy: bool = False  # a slow step is running
+    fetch_waits: frozenset[str] = frozenset()  # models whose next download attempt is not due
+    trials: Mapping[str, Trial] = field(default_factory=dict)
+    clean_start: bool = False  # the process before this one stopped in order
+
+
+def plan(
+    record: DeploymentRecord, desired: tuple[Desired, str] | None, facts: Facts
+) -> tuple[Step, ...]:
+    """The next steps; empty when there is nothing to do now.
+
+    Args:
+        record: what the device knows.
+        desired: a desired state just received, with the digest of its payload.
+        facts: what is.
+    """
+    if desired is not None and desired[0].gen > record.gen:
+        return _take(record, desired[0], desired[1], facts)
+    found: list[Step] = []
+    for name in sorted(record.models):
+        found += _advance(name, record.models[name], facts)
+    return tuple(found)
+
+
+def _take(
+    record: DeploymentRecord, desired: Desired, digest: str, facts: Facts
+) -> tuple[Step, ...]:
+    found: list[Step] = []
+    notes: list[str] = []
+    for name in sorted(desired.deployments):
+        deployment = desired.deployments[name]
+        model = record.models.get(name, ModelRecord())
+        target = next((t for t in facts.targets if t in deployment.variants), None)
+        if target is None:
+            notes.append(
+                f"{name}: release {deployment.release} has variants for "
+                f"{', '.join(sorted(deployment.variants)) or 'nothing'}, "
+                f"this device runs {', '.join(facts.targets) or 'none'}"
+            )
+            continue
+        variant = deployment.variants[target]
+        failure = model.failed.get(variant.digest)
+        if failure is not None and failure.retry_token == deployment.retry_token:
+            notes.append(
+                f"{name}: {digests.short(variant.digest)} failed here ({failure.reason}) "
+                "and is not tried again without a new retry token"
+            )
+            continue
+        found.append(_assign(name, model, deployment, target, variant))
+    for name, model in sorted(record.models.items()):
+        if name not in desired.deployments and model.state is not SlotState.EMPTY:
+            found.append(steps.Remove(name))
+    found.append(steps.Observe(desired.gen, digest, desired.config, "; ".join(notes)))
+    return tuple(found)
+
+
+def _assign(
+    name: str, model: ModelRecord, deployment: Deployment, target: str, variant: VariantRef
+) -> Step:
+    ref = SlotRef(
+        digest=variant.digest,
+        version="",  # the bundle's manifest tells it once it is here
+        target=target,
+        release=deployment.release,
+        rollout=deployment.rollout,
+        wave=deployment.wave,
+    )
+    held = model.active
+    if held is not None and held.digest == variant.digest and model.state is not SlotState.SAFE:
+        same = SlotRef(
+            digest=held.digest,
+            version=held.version,
+            target=held.target,
+            release=ref.release,
+            rollout=ref.rollout,
+            wave=ref.wave,
+        )
+        return steps.Relabel(name, same, deployment.policy, deployment.retry_token)
+    return steps.Adopt(name, ref, variant.repository, deployment.policy, deployment.retry_token)
+
+
+def _advance(name: str, model: ModelRecord, facts: Facts) -> list[Step]:
+    active = model.active
+    if active is not None and facts.loaded.get(name) != active.digest:
+        # Whatever else is to be done: first serve again.
+        if facts.busy:
+            return []
+        if not model.confirmed and model.tries <= 0:
+            return [steps.Revert(name, "crash loop: every try to run it was spent")]
+        return [steps.Load(name, spend_try=not model.confirmed and not facts.clean_start)]
+    if active is not None and not model.confirmed:
+        reason = _unfit(model.policy, facts.trials.get(name, Trial()))
+        if reason:
+            return [steps.Revert(name, reason)]
+    if model.state in PREPARING and model.candidate is not None:
+        return _prepare(name, model, model.candidate, facts)
+    if model.state is SlotState.TRIAL:
+        return _judge(name, model, facts.trials.get(name, Trial()))
+    return []
+
+
+def _prepare(name: str, model: ModelRecord, candidate: SlotRef, facts: Facts) -> list[Step]:
+    if facts.busy:
+        return []
+    if model.state is SlotState.FETCHING:
+        return [] if name in facts.fetch_waits else [steps.Fetch(name)]
+    if model.state is SlotState.STAGED:
+        return [steps.Verify(name)]
+    if model.state is SlotState.VERIFIED:
+        return [steps.BeginTest(name)]
+    if candidate.digest in facts.ready:
+        fallback = model.fallback
+        proven = fallback is not None and fallback.digest == candidate.digest
+        return [steps.Activate(name, proven)]
+    if model.tries <= 0:
+        return [steps.Refuse(name, "crash loop: every try of its self-test was spent")]
+    return [steps.SelfTest(name)]
+
+
+def _judge(name: str, model: ModelRecord, trial: Trial) -> list[Step]:
+    policy = model.policy
+    enough = trial.n >= policy.confirm_inferences_min
+    if enough and trial.seconds >= policy.confirm_s_min:
+        return [steps.Confirm(name)]
+    if not enough and trial.seconds >= policy.unproven_after_s and not model.unproven:
+        return [steps.MarkUnproven(name)]
+    return []
+
+
+def _unfit(policy: Policy, trial: Trial) -> str:
+    """Why the bundle on trial must go; empty when there is no reason."""
+    if trial.n < policy.error_min_n:
+        return ""
+    for what, count, limit in (
+        ("error", trial.errors, policy.error_rate_max),
+        ("NaN", trial.nan, policy.nan_rate_max),
+    ):
+        if count / trial.n > limit:
+            return f"{what} rate {count / trial.n:.4f} over {trial.n} inferences, allowed {limit:g}"
+    return ""

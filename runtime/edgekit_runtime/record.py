@@ -1,0 +1,71 @@
+"""The deployment record: everything the device must still know after a power cut. Pure values."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgekit.contracts.messages import DeviceConfig, Failure, ModelReport, Policy, SlotRef
+from edgekit.contracts.states import DeviceState, SlotState
+
+SLOT_NAMES = ("a", "b")
+
+
+class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One model. ``slot`` names where ``active`` lies; the candidate and the fallback use the other.
+
+    ``confirmed`` says that ``active`` has proven itself here, so that going back to it needs no
+    second trial; ``tries`` are the loads left for whatever has not.
+    """
+
+    state: SlotState = SlotState.EMPTY
+    active: SlotRef | None = None
+    fallback: SlotRef | None = None
+    candidate: SlotRef | None = None
+    slot: str = SLOT_NAMES[0]
+    confirmed: bool = False
+    repository: str = ""  # of the candidate
+    policy: Policy = Policy()
+    retry_token: str = ""
+    tries: int = 0
+    trial_s: float = 0.0  # time on trial before the last start
+    unproven: bool = False
+    failed: dict[str, Failure] = {}
+    fetched_bytes: int = 0
+
+    def report(self) -> ModelReport:
+        """What the manager is told."""
+        return ModelReport(
+            state=self.state,
+            active=self.active,
+            fallback=self.fallback,
+            candidate=self.candidate,
+            failed=self.failed,
+            unproven=self.unproven,
+            fetched_bytes=self.fetched_bytes,
+        )
+
+    def digests(self) -> set[str]:
+        """Bundles that must stay on disk."""
+        return {ref.digest for ref in (self.active, self.fallback, self.candidate) if ref}
+
+
+class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole record. ``gen`` is the newest desired state taken; -1 when there was none yet."""
+
+    schema: int = 1
+    gen: int = -1
+    desired_digest: str = ""
+    config: DeviceConfig = DeviceConfig()
+    models: dict[str, ModelRecord] = {}
+    note: str = ""
+    clean: bool = False  # the last stop was orderly: the next load of a trial costs no try
+
+    @property
+    def device_state(self) -> DeviceState:
+        """SAFE while any model has nothing that can serve."""
+        stranded = any(model.state is SlotState.SAFE for model in self.models.values())
+        return DeviceState.SAFE if stranded else DeviceState.OK
+
+    def with_model(self, name: str, model: ModelRecord) -> DeploymentRecord:
+        """A copy with ``model`` put in."""
+        return msgspec.structs.replace(self, models={**self.models, name: model})

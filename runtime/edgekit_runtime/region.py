@@ -1,0 +1,240 @@
+"""Counter region: a memory-mapped ring journal of inferences, exact through SIGKILL.
+
+``header page | ring of fixed-size records``. The host writes a record into the slot at ``head``
+and then advances ``head`` by one aligned 8-byte store: that store commits, so a record is either
+wholly counted or not at all, whenever the process dies. Only the drain moves ``tail``, after the
+records lie durably in the spool. When the ring is full the record is dropped and ``overflow``
+advanced instead: the number stays exact, inference never waits.
+
+``tail <= head <= tail + capacity`` always holds; positions grow for ever and are taken modulo the
+capacity. Each record carries its lap and a running count, so that a power cut which lost a record's
+page but kept the header's is noticed: such a record is still counted, without details.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import struct
+import zlib
+from enum import IntEnum
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.contracts import codec
+from edgekit.contracts.errors import BadInputError, translate_os_errors
+from edgekit_runtime.ports import Disk
+
+CAPACITY = 4096
+HEADER_BYTES = 4096
+RECORD = np.dtype(
+    [
+        ("request", "<u8"),  # hash of the request id, 0 when there was none
+        ("time", "<f8"),  # Unix seconds
+        ("latency_us", "<f4"),
+        ("confidence", "<f4"),  # NaN when the output has none
+        ("cls", "<i4"),  # predicted class or the label that arrived, -1 when none
+        ("counted", "<u4"),  # inferences in this region up to and including this record
+        ("lap", "<u2"),
+        ("flags", "u1"),
+        ("kind", "u1"),
+    ],
+    align=False,
+)
+_RECORD = struct.Struct("<QdffiIHBB")
+_STATIC = struct.Struct("<8sII16sI")  # magic, version, capacity, region id, length of the labels
+_CRC = struct.Struct("<I")
+_MAGIC = b"EKREGION"
+_POSITIONS = 128  # four aligned 8-byte words: head, tail, overflow, overflow tail
+_LABELS = 256
+FILE_BYTES = HEADER_BYTES + CAPACITY * RECORD.itemsize
+assert _RECORD.size == RECORD.itemsize
+
+
+class Kind(IntEnum):
+    """What a record says. Zero is what an unwritten page holds."""
+
+    PREDICTION = 1
+    ERROR = 2  # the engine failed; counted as an inference
+    REJECTED = 3  # the guard refused the input; not an inference
+    FEEDBACK = 4  # the true label of an earlier prediction
+
+
+INFERENCE_KINDS = (Kind.PREDICTION, Kind.ERROR)
+CORRECT = 0x80  # flag bit of a feedback record: the label equals the predicted class
+
+
+class Labels(msgspec.Struct, frozen=True, kw_only=True):
+    """What every window drained from a region is labelled with."""
+
+    model: str
+    digest: str
+    version: str
+    slot: str
+    release: str
+    rollout: str
+    wave: int
+    classes: int = 0
+    edges_digest: str = ""
+
+
+class Region:
+    """One region file, mapped. One process writes it; callers serialise the appends."""
+
+    def __init__(self, path: Path) -> None:
+        """Map an existing region.
+
+        Raises:
+            BadInputError: damaged header or positions that contradict each other.
+        """
+        self.path = path
+        with translate_os_errors("map", path):
+            handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                if os.fstat(handle).st_size != FILE_BYTES:
+                    raise BadInputError(f"{path}: not {FILE_BYTES} bytes long")
+                self._map = mmap.mmap(handle, FILE_BYTES)
+            finally:
+                os.close(handle)
+        try:
+            self.region, self.labels = _read_static(self._map, path)
+        except BadInputError:
+            self._map.close()
+            raise
+        self._view = memoryview(self._map)
+        self._words = self._view[_POSITIONS : _POSITIONS + 32].cast("Q")
+        self.ring: npt.NDArray[np.void] = np.frombuffer(
+            self._view, dtype=RECORD, offset=HEADER_BYTES
+        )
+        if not (self.tail <= self.head <= self.tail + CAPACITY) or self._words[3] > self._words[2]:
+            positions = list(self._words)
+            self.close()
+            raise BadInputError(f"{path}: positions {positions} contradict each other")
+        self._counted = self._recount()
+
+    @classmethod
+    def create(cls, disk: Disk, path: Path, labels: Labels) -> Region:
+        """Write an empty region file atomically and map it.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        body = codec.encode(labels)
+        static = _STATIC.pack(_MAGIC, 1, CAPACITY, secrets.token_bytes(16), len(body))
+        crc = _CRC.pack(zlib.crc32(body, zlib.crc32(static)))
+        page = (static + crc).ljust(_LABELS, b"\0") + body
+        if len(page) > HEADER_BYTES:
+            raise BadInputError(f"{path}: labels of {len(body)} bytes do not fit")
+        disk.replace(path, page.ljust(FILE_BYTES, b"\0"))
+        return cls(path)
+
+    @property
+    def head(self) -> int:
+        """Position after the newest committed record."""
+        return self._words[0]
+
+    @property
+    def tail(self) -> int:
+        """Position of the oldest record not yet drained."""
+        return self._words[1]
+
+    @property
+    def overflow(self) -> tuple[int, int]:
+        """Half-open range of inferences counted while the ring was full and not yet drained."""
+        return self._words[3], self._words[2]
+
+    @property
+    def counted(self) -> int:
+        """Inferences counted here since the region began."""
+        return self._counted + self._words[2]
+
+    def append(
+        self,
+        kind: Kind,
+        *,
+        request: int,
+        time: float,
+        latency_us: float = 0.0,
+        confidence: float = float("nan"),
+        cls: int = -1,
+        flags: int = 0,
+    ) -> int | None:
+        """Commit one record; its position, or None when the ring is full (then only counted)."""
+        head = self._words[0]
+        counts = kind in INFERENCE_KINDS
+        if head - self._words[1] >= CAPACITY:
+            if counts:
+                self._words[2] += 1
+            return None
+        counted = self._counted + 1 if counts else self._counted
+        _RECORD.pack_into(
+            self._map,
+            HEADER_BYTES + head % CAPACITY * RECORD.itemsize,
+            request,
+            time,
+            latency_us,
+            confidence,
+            cls,
+            counted & 0xFFFFFFFF,
+            head // CAPACITY & 0xFFFF,
+            flags,
+            kind,
+        )
+        self._words[0] = head + 1  # the commit: one aligned 8-byte store
+        self._counted = counted
+        return head
+
+    def records(self, first: int, last: int) -> npt.NDArray[np.void]:
+        """Copy of the records at positions ``[first, last)``, oldest first."""
+        where = np.arange(first, last, dtype=np.int64) % CAPACITY
+        found: npt.NDArray[np.void] = self.ring[where]
+        return found
+
+    def intact(self, first: int, last: int) -> npt.NDArray[np.bool_]:
+        """Which records at ``[first, last)`` are really those of their positions."""
+        found = self.records(first, last)
+        laps = (np.arange(first, last, dtype=np.int64) // CAPACITY) & 0xFFFF
+        result: npt.NDArray[np.bool_] = (found["lap"] == laps) & (found["kind"] > 0)
+        return result
+
+    def inferences(self, first: int, last: int) -> int:
+        """Inferences at ``[first, last)``; a record whose details were lost counts as one."""
+        kinds = self.records(first, last)["kind"]
+        lost = ~self.intact(first, last)
+        return int(np.count_nonzero(np.isin(kinds, INFERENCE_KINDS) | lost))
+
+    def advance(self, tail: int, overflow_tail: int) -> None:
+        """Forget everything before ``tail``; durable when this returns."""
+        self._words[1] = max(self._words[1], min(tail, self._words[0]))
+        self._words[3] = max(self._words[3], min(overflow_tail, self._words[2]))
+        self._map.flush(0, HEADER_BYTES)
+
+    def close(self) -> None:
+        """Unmap."""
+        self.ring = np.zeros(0, dtype=RECORD)
+        self._words.release()
+        self._view.release()
+        self._map.close()
+
+    def _recount(self) -> int:
+        first = max(0, self.head - CAPACITY)
+        good = np.flatnonzero(self.intact(first, self.head))
+        if good.size == 0:
+            return self.head if first == 0 else 0
+        newest = first + int(good[-1])
+        base = int(self.records(newest, newest + 1)["counted"][0])
+        return base + (self.head - newest - 1)
+
+
+def _read_static(mapped: mmap.mmap, path: Path) -> tuple[str, Labels]:
+    magic, version, capacity, region, length = _STATIC.unpack_from(mapped)
+    (crc,) = _CRC.unpack_from(mapped, _STATIC.size)
+    body = bytes(mapped[_LABELS : _LABELS + length]) if length <= HEADER_BYTES - _LABELS else b""
+    known = (magic, version, capacity) == (_MAGIC, 1, CAPACITY)
+    if not known or zlib.crc32(body, zlib.crc32(mapped[: _STATIC.size])) != crc:
+        raise BadInputError(f"{path}: damaged header")
+    return region.hex(), codec.decode(Labels, body, what=str(path))
