@@ -8,7 +8,10 @@ from typing import Annotated
 import typer
 
 from edgekit import __version__
-from edgekit.cli import output
+from edgekit.cli import broker, dataset, fleet, model, output, release, targets
+from edgekit.cli.build import build
+from edgekit.cli.doctor import doctor
+from edgekit.cli.inspect import inspect
 from edgekit.contracts.errors import UsageError
 
 app = typer.Typer(
@@ -18,6 +21,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Quantize, prove, roll out and watch ML models on device fleets.",
 )
+app.add_typer(model.app, name="model")
+app.add_typer(dataset.app, name="dataset")
+app.add_typer(targets.app, name="targets")
+app.command()(build)
+app.command()(inspect)
+app.add_typer(release.app, name="release")
+app.add_typer(fleet.app, name="fleet")
+app.add_typer(broker.app, name="broker")
+app.command()(doctor)
 
 
 def _version(value: bool) -> None:

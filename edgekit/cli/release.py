@@ -1,0 +1,98 @@
+"""``edgekit release``: bundle variants into a release and hand it to a manager."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit.cli import output, release_file
+from edgekit.contracts import codec, digest
+from edgekit.contracts.ids import check_name
+
+app = typer.Typer(no_args_is_help=True, help="Create and publish releases.")
+
+Manager = Annotated[
+    str | None,
+    typer.Option("--manager", help="Manager's URL [env EDGEKIT_MANAGER]."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Name, unique in the fleet, e.g. meter-v2.")],
+    build_out: Annotated[
+        list[Path], typer.Option("--from", help="Folder a build wrote; may be repeated.")
+    ],
+    notes: Annotated[str, typer.Option("--notes", help="What changed, for people.")] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write [<first folder>/NAME.release.json].")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a release of the variants that passed their gates."""
+    check_name(name, "release")
+    release, layouts = release_file.compose(name, build_out, notes)
+    path = out or build_out[0] / f"{name}{release_file.SUFFIX}"
+    release_file.write(path, release, layouts)
+    output.note(f"wrote {path}")
+    if as_json:
+        output.emit_json(release)
+        return
+    rows = [
+        (target, digest.short(variant.digest), f"{variant.size / 1024:.0f} KiB")
+        for target, variant in sorted(release.variants.items())
+    ]
+    output.emit(f"release {name}: {release.model} {release.version}")
+    output.emit(output.table(("target", "bundle", "size"), rows))
+
+
+@app.command()
+def publish(
+    release: Annotated[str, typer.Argument(help="NAME.release.json, or NAME of one here.")],
+    manager: Manager = None,
+    as_json: Json = False,
+) -> None:
+    """Push a release's bundles and announce it. Doing it again sends only what is missing."""
+    document, layouts = release_file.read(release_file.find(release))
+    with output.needs("fleet"):
+        from edgekit.cli.manager_client import ManagerClient
+    sent = skipped = 0
+
+    def progress(blob: str, size: int, was_sent: bool) -> None:
+        nonlocal sent, skipped
+        sent, skipped = (sent + size, skipped) if was_sent else (sent, skipped + size)
+        if was_sent:
+            output.note(f"  sent {digest.short(blob)} ({size / 1024:.0f} KiB)")
+
+    with ManagerClient(manager) as client:
+        for number, (target, variant) in enumerate(sorted(document.variants.items()), start=1):
+            output.note(f"bundle {number}/{len(document.variants)}: {target}")
+            layout = release_file.holding(layouts, variant.digest)
+            client.push_bundle(layout, variant.repository, variant.digest, progress)
+        status, answer = client.post("/releases", codec.encode(document))
+    output.note(f"{sent / 1024:.0f} KiB sent, {skipped / 1024:.0f} KiB were there already")
+    if as_json:
+        output.emit_json(answer)
+    else:
+        told = "published" if status == 201 else "was published already"
+        output.emit(f"release {document.name}: {told}")
+
+
+@app.command("list")
+def list_releases(manager: Manager = None, as_json: Json = False) -> None:
+    """List the releases a manager knows."""
+    with output.needs("fleet"):
+        from edgekit.cli.manager_client import ManagerClient
+    with ManagerClient(manager) as client:
+        found = client.get("/releases")
+    if as_json:
+        output.emit_json(found)
+        return
+    rows = [
+        (r["name"], r["model"], r["version"], ", ".join(sorted(r["variants"])), r["notes"])
+        for r in (entry["release"] for entry in found)
+    ]
+    output.emit(output.table(("release", "model", "version", "targets", "notes"), rows))
