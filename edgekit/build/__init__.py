@@ -1,1 +1,1 @@
-"""Build pipeline: normalise, quantize, measure, gate, for each target profile."""
+"""Build: quantize for each target, measure with the device's own code, gate, keep the evidence."""

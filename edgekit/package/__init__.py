@@ -1,1 +1,1 @@
-"""Writes bundles as OCI artifacts into OCI layout folders."""
+"""Package: bundles as OCI artifacts in a layout folder."""

@@ -100,3 +100,12 @@ def samples_to_resolve(drop_max: float, confidence: float) -> int:
     if drop_max >= 1.0:
         return 1
     return math.ceil(math.log(alpha) / math.log1p(-drop_max))
+
+
+def mean_samples_to_resolve(drop_max: float, confidence: float, *, span: float) -> int:
+    """Samples below which `mean_drop` exceeds ``drop_max`` even when no score changes.
+
+    From the empirical Bernstein margin at variance 0.
+    """
+    log_term = math.log(2.0 / (1.0 - confidence))
+    return 1 + math.ceil(7.0 * (2.0 * span) * log_term / (3.0 * drop_max))

@@ -1,0 +1,114 @@
+"""What a bundle carries besides model and contract: golden set, drift reference, evidence, card.
+
+All of it is a function of the inputs: no time, no host name, no latency. Latencies differ from run
+to run and would make equal builds unequal; they stand in the build record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from edgekit.build.candidates import FP32
+from edgekit.build.record import CandidateRecord
+from edgekit.build.target import TargetProfile
+from edgekit.contracts.contract import Contract, Task
+from edgekit.contracts.golden import INPUT_PREFIX, OUTPUT_PREFIX, Tolerance
+from edgekit.contracts.verdict import Verdict
+from edgekit.registry import npz
+from edgekit.registry.infer import scored_output
+from edgekit.registry.model import ModelVersion
+from edgekit.registry.npz import Array
+from edgekit.stats.bins import CONFIDENCE_BINS
+from edgekit.stats.metrics import top_class
+
+
+def golden(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> bytes:
+    """``golden.npz``: inputs and what this variant made of them."""
+    named = {f"{INPUT_PREFIX}{name}": array for name, array in inputs.items()}
+    named |= {f"{OUTPUT_PREFIX}{name}": array for name, array in outputs.items()}
+    return npz.to_bytes(named)
+
+
+def tolerance(precision: str, outputs: Mapping[str, Array]) -> Tolerance:
+    """How far a device of the same target may stray.
+
+    Integer kernels of different CPUs round at different places, so a quantized value may land one
+    step away; the absolute part grows with the outputs, as the size of that step does.
+    """
+    largest = [
+        float(np.abs(array[np.isfinite(array)]).max(initial=1.0))
+        for array in outputs.values()
+        if array.dtype.kind == "f"
+    ]
+    scale = max([1.0, *largest])
+    if precision == FP32.precision:
+        return Tolerance(abs=1e-4 * scale, rel=1e-3, agreement_min=1.0)
+    return Tolerance(abs=1e-3 * scale, rel=1e-2, agreement_min=0.97)
+
+
+def reference(contract: Contract, outputs: Mapping[str, Array]) -> dict[str, Any] | None:
+    """Counts of predicted classes and confidences on the evaluation data; None without classes."""
+    spec = scored_output(contract)
+    if spec.task is not Task.CLASSIFICATION:
+        return None
+    scores = outputs[spec.name]
+    scores = scores[np.isfinite(scores).reshape(len(scores), -1).all(axis=1)]
+    classes, confidence = top_class(scores)
+    return {
+        "schema": 1,
+        "n": int(classes.size),
+        "edges_digest": CONFIDENCE_BINS.digest,
+        "probes": {
+            "class": np.bincount(classes.ravel(), minlength=scores.shape[-1]).tolist(),
+            "confidence": CONFIDENCE_BINS.count(confidence).tolist(),
+        },
+    }
+
+
+def timeless(verdict: Verdict) -> Verdict:
+    """``verdict`` without figures that differ from run to run."""
+    if not verdict.metric.startswith("latency"):
+        return verdict
+    return Verdict(
+        metric=verdict.metric,
+        outcome=verdict.outcome,
+        reason="figures are in the build record: they differ from run to run",
+    )
+
+
+def evidence(
+    model: ModelVersion,
+    target: TargetProfile,
+    candidates: Sequence[CandidateRecord],
+    verdicts: Sequence[Verdict],
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """``evidence.json``: what was tried, what was measured, with what, on which data."""
+    return {
+        "schema": 1,
+        "model": model.name,
+        "version": model.version,
+        "model_digest": model.digest,
+        "lineage": model.lineage,
+        "assumptions": model.assumptions,
+        "target": target,
+        "gates": [timeless(verdict) for verdict in verdicts],
+        "candidates": [msgspec.structs.replace(entry, latency_ms=None) for entry in candidates],
+        **facts,
+    }
+
+
+def card(model: ModelVersion, target: TargetProfile, verdicts: Sequence[Verdict]) -> bytes:
+    """``card.md``: the model's own card, and what this variant proved."""
+    lines = [model.card.rstrip() or f"# {model.name} {model.version}", ""]
+    lines += [f"## Variant for {target.name}", "", target.description, ""]
+    lines += ["| gate | outcome | why |", "|---|---|---|"]
+    for verdict in map(timeless, verdicts):
+        lines.append(f"| {verdict.metric} | {verdict.outcome.value} | {verdict.reason} |")
+    for name, value in sorted(model.metrics.items()):
+        lines += ["", f"Registered metric {name}: {value:g}"]
+    return ("\n".join(lines) + "\n").encode()

@@ -1,0 +1,163 @@
+"""Build gates: pure functions from figures to verdicts, fail closed.
+
+A declared gate whose figure is absent fails. Quality is judged by the *upper confidence bound* of
+the paired drop, never by the estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgekit.build.target import Gate, TargetProfile, Validation
+from edgekit.contracts.contract import Budget, QualityBudget
+from edgekit.contracts.errors import BadInputError
+from edgekit.contracts.evaluation import Latency
+from edgekit.contracts.verdict import Outcome, Verdict, not_measured
+from edgekit.stats import bounds
+from edgekit.stats.metrics import METRICS
+
+SIZE_RATIO_MAX = 1.05  # without a declared budget a variant may not outgrow the original …
+SIZE_SLACK_BYTES = 4096  # … but for the room that metadata of tiny models takes
+LATENCY_RATIO_MAX = 1.1  # without a declared budget; timing noise of one run stays below
+
+
+def _verdict(
+    metric: str,
+    reason: str,
+    *,
+    passed: bool,
+    threshold: float | None = None,
+    estimate: float | None = None,
+    n: int = 0,
+) -> Verdict:
+    return Verdict(
+        metric=metric,
+        outcome=Outcome.PASS if passed else Outcome.FAIL,
+        reason=reason,
+        threshold=threshold,
+        estimate=estimate,
+        n=n,
+    )
+
+
+def quality(drop: bounds.Drop | None, budget: QualityBudget) -> Verdict:
+    """Upper bound of the paired drop against the budget."""
+    metric = f"{budget.metric}_drop"
+    if drop is None:
+        return not_measured(metric, "no paired scores", threshold=budget.drop_max)
+    passed = drop.upper <= budget.drop_max
+    reason = (
+        f"{budget.metric} drops by {drop.estimate:.4f}, at most {drop.upper:.4f} with "
+        f"{budget.confidence:.0%} confidence; allowed {budget.drop_max:g}"
+    )
+    return Verdict(
+        metric=metric,
+        outcome=Outcome.PASS if passed else Outcome.FAIL,
+        reason=reason,
+        threshold=budget.drop_max,
+        estimate=drop.estimate,
+        low=drop.lower,
+        high=drop.upper,
+        n=drop.n,
+    )
+
+
+def size(size_bytes: int, original_bytes: int, budget: Budget) -> Verdict:
+    """Size of the model file."""
+    declared = budget.size_bytes_max
+    limit = declared or int(original_bytes * SIZE_RATIO_MAX) + SIZE_SLACK_BYTES
+    source = "budget" if declared else "size of the original"
+    reason = f"{size_bytes} bytes; allowed {limit} by the {source}"
+    passed = size_bytes <= limit
+    return _verdict("size_bytes", reason, passed=passed, threshold=limit, estimate=size_bytes, n=1)
+
+
+def latency(
+    variant: Latency | None, original: Latency | None, budget: Budget, *, is_fp32: bool
+) -> Verdict:
+    """Latency on real hardware: p95 against a declared budget, else p50 against the original's.
+
+    Medians are compared with medians, because a p95 of one run holds whatever else the machine did.
+    """
+    declared = budget.latency_ms_p95_max
+    metric = "latency_ms_p95" if declared else "latency_ms_p50"
+    if variant is None:
+        return not_measured(metric, "this machine is not the target", threshold=declared)
+    if declared:
+        return _verdict(
+            metric,
+            f"p95 {variant.p95_ms:.3f} ms; allowed {declared:g} ms by the budget",
+            passed=variant.p95_ms <= declared,
+            threshold=declared,
+            estimate=variant.p95_ms,
+            n=variant.runs,
+        )
+    if original is None:
+        return not_measured(metric, "the original was not timed in the same run")
+    limit = original.p50_ms * LATENCY_RATIO_MAX
+    reason = f"p50 {variant.p50_ms:.3f} ms; the original takes {original.p50_ms:.3f} ms"
+    if is_fp32:
+        reason += "; fp32 computes the same as the original"
+    return _verdict(
+        metric,
+        reason,
+        passed=is_fp32 or variant.p50_ms <= limit,
+        threshold=limit,
+        estimate=variant.p50_ms,
+        n=variant.runs,
+    )
+
+
+def golden(replayed: Verdict | None) -> Verdict:
+    """The device code's own verdict on the golden set."""
+    return replayed or not_measured("golden_agreement", "the golden set was not replayed")
+
+
+def validation(level: Validation, required: Validation) -> Verdict:
+    """Whether the artifact ran where the target profile asks for it."""
+    passed = required is Validation.NONE or level is Validation.NATIVE
+    reason = f"validated: {level.value}; the target requires {required.value}"
+    return _verdict("validation", reason, passed=passed)
+
+
+def judge(
+    target: TargetProfile,
+    *,
+    level: Validation,
+    quality_verdict: Verdict,
+    size_verdict: Verdict,
+    golden_verdict: Verdict,
+    latency_verdict: Verdict,
+) -> tuple[Verdict, ...]:
+    """The verdicts of the gates that ``target`` declares, in its order."""
+    known = {
+        Gate.QUALITY: quality_verdict,
+        Gate.SIZE: size_verdict,
+        Gate.GOLDEN: golden_verdict,
+        Gate.LATENCY: latency_verdict,
+    }
+    verdicts: Sequence[Verdict] = [known[gate] for gate in target.gates]
+    if target.validation_required is not Validation.NONE:
+        verdicts = [*verdicts, validation(level, target.validation_required)]
+    return tuple(verdicts)
+
+
+def check_resolvable(budget: QualityBudget, samples: int) -> None:
+    """Refuse an evaluation set so small that no variant, not even a perfect one, could pass.
+
+    Raises:
+        BadInputError: says how many samples are needed.
+    """
+    metric = METRICS[budget.metric]
+    if metric.binary:
+        needed = bounds.samples_to_resolve(budget.drop_max, budget.confidence)
+    else:
+        needed = bounds.mean_samples_to_resolve(
+            budget.drop_max, budget.confidence, span=metric.span
+        )
+    if samples < needed:
+        raise BadInputError(
+            f"evaluation data needs at least {needed} samples to resolve a drop of "
+            f"{budget.drop_max:g} {budget.metric}, has {samples}",
+            hint="give more evaluation samples, or allow a larger drop (--drop-max)",
+        )

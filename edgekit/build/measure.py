@@ -1,0 +1,183 @@
+"""Measure a model by running the device's own code on it: a subprocess per model and data set."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit.build import tools
+from edgekit.build.cache import Cache, Step
+from edgekit.build.host import Host
+from edgekit.build.ports import BundleContent, BundleHead, BundleWriter
+from edgekit.contracts import codec, digest
+from edgekit.contracts.bundle import Role
+from edgekit.contracts.contract import Contract
+from edgekit.contracts.errors import BugError, ResourceError, UnavailableError
+from edgekit.contracts.evaluation import Evaluation
+from edgekit.registry import npz
+from edgekit.registry.npz import Array
+
+VERSION = 1
+LATENCY_RUNS = 200  # medians of fewer wobble; more gain nothing on models of milliseconds
+_TIMEOUT_S = 3600.0  # an engine that hangs must not hang the build for ever
+_OUTPUTS = "outputs.npz"
+
+
+class CandidateError(Exception):
+    """This model cannot be measured; the message is the exact error. Drops a candidate."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures and outputs of one model over one data set."""
+
+    evaluation: Evaluation
+    outputs: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a model file with its contract and, once known, its golden set."""
+
+    model: Path
+    model_digest: str
+    engine: str
+    engine_versions: str
+    golden: bytes | None = None
+    tolerance: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Measurer:
+    """Runs ``python -m edgekit_runtime.evaluate`` and remembers what it said."""
+
+    cache: Cache
+    writer: BundleWriter
+    host: Host
+    contract: Contract
+
+    def measure(
+        self, subject: Subject, data: Path, *, latency_group: str | None = None
+    ) -> Measured:
+        """Run ``subject`` over ``data``.
+
+        Args:
+            subject: the model.
+            data: ``.npz`` of inputs.
+            latency_group: names the models that are timed in the same run; None times nothing.
+
+        Raises:
+            CandidateError: the model does not load or does not run.
+            ResourceError: disk or memory is exhausted.
+        """
+        entry = self.cache.run(
+            self._step(subject, data, latency_group),
+            lambda folder: self._run(subject, data, folder, timed=latency_group is not None),
+        )
+        if entry.facts["error"] is not None:
+            raise CandidateError(entry.facts["error"])
+        evaluation = codec.decode(
+            Evaluation, codec.encode(entry.facts["evaluation"]), what="evaluation"
+        )
+        return Measured(evaluation, npz.read(entry.file(_OUTPUTS)))
+
+    def _step(self, subject: Subject, data: Path, latency_group: str | None) -> Step:
+        inputs = {
+            "model": subject.model_digest,
+            "contract": digest.of_bytes(codec.encode(self.contract)),
+            "data": digest.of_file(data)[0],
+        }
+        for name in ("golden", "tolerance"):
+            content: bytes | None = getattr(subject, name)
+            if content is not None:
+                inputs[name] = digest.of_bytes(content)
+        return Step(
+            "measure",
+            VERSION,
+            {**tools.versions(), "runtime": tools.measuring_code()},
+            inputs,
+            {
+                "latency_group": latency_group,
+                "latency_runs": LATENCY_RUNS,
+                "engine": [subject.engine, subject.engine_versions],
+                "host": self.host.facts(),
+            },
+        )
+
+    def _run(self, subject: Subject, data: Path, folder: Path, *, timed: bool) -> dict[str, Any]:
+        contents = [
+            BundleContent("model.onnx", Role.MODEL, subject.model),
+            BundleContent("contract.json", Role.CONTRACT, codec.encode(self.contract)),
+        ]
+        if subject.golden is not None and subject.tolerance is not None:
+            contents.append(BundleContent("golden.npz", Role.GOLDEN, subject.golden))
+            contents.append(BundleContent("tolerance.json", Role.TOLERANCE, subject.tolerance))
+        head = BundleHead("trial", "0", "trial", "any", subject.engine, subject.engine_versions)
+        with self.cache.scratch() as scratch:
+            layout = scratch / "layout"
+            bundle = self.writer.write(layout, head, contents)
+            command = [sys.executable, "-m", "edgekit_runtime.evaluate"]
+            command += [f"{layout}@{bundle.digest}", "--data", str(data), "--json"]
+            command += ["--outputs", str(folder / _OUTPUTS)]
+            command += ["--latency-runs", str(LATENCY_RUNS if timed else 0)]
+            raw, error = _evaluate(command)
+        if raw is None:
+            return {"error": error, "evaluation": None}
+        evaluation = codec.decode(Evaluation, raw, what="output of edgekit_runtime.evaluate")
+        return {"error": None, "evaluation": evaluation}
+
+
+def run_child(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """Run one of our own modules in a process of its own.
+
+    Raises:
+        UnavailableError: it did not end in time.
+        ResourceError: no process can be started.
+    """
+    try:
+        return subprocess.run(command, capture_output=True, check=False, timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired as exc:
+        raise UnavailableError(
+            f"{command[2]} did not end within {_TIMEOUT_S:.0f} s", hint="try a smaller data set"
+        ) from exc
+    except OSError as exc:
+        raise ResourceError(f"cannot start {command[0]}: {exc.strerror}") from exc
+
+
+def killed(done: subprocess.CompletedProcess[bytes], what: str) -> ResourceError | None:
+    """The error for a child that the kernel killed for memory; None when it was not."""
+    if done.returncode != -9:
+        return None
+    return ResourceError(
+        f"{what} was killed, most likely for lack of memory",
+        hint="use a smaller data set or a larger machine",
+    )
+
+
+def _evaluate(command: list[str]) -> tuple[bytes | None, str | None]:
+    """Output, or the exact error where it is the model's fault."""
+    done = run_child(command)
+    if done.returncode == 0:
+        return done.stdout, None
+    text = done.stderr.decode(errors="replace")
+    found = re.search(r"^error: (.*)$", text, re.MULTILINE)
+    lines = text.strip().splitlines()
+    message = found[1] if found else (lines[-1] if lines else f"exit status {done.returncode}")
+    if error := killed(done, "measuring"):
+        raise error
+    if done.returncode < 0:
+        return None, f"the engine crashed with signal {-done.returncode}"
+    if done.returncode == ResourceError.exit_code:
+        raise ResourceError(message, hint="free space or memory and run the same command again")
+    if "No module named" in message or not found:
+        raise UnavailableError(
+            f"cannot measure: {message}", hint="pip install 'edgekit-ml[build,runtime]'"
+        )
+    if done.returncode in (2, BugError.exit_code):
+        raise BugError(f"edgekit_runtime.evaluate: {message}")
+    return None, message

@@ -1,0 +1,270 @@
+"""The build: one registered model version, several targets, one record (DESIGN 4).
+
+Everything is computed first and written last: a build that stops half-way leaves the output folder
+as it was. Equal inputs give byte-identical bundles on one machine; a warm rebuild only looks up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.build import derive, gates, tools
+from edgekit.build.cache import Cache, Step
+from edgekit.build.candidates import candidates_for
+from edgekit.build.host import Host, detect
+from edgekit.build.measure import Measurer
+from edgekit.build.ports import (
+    BundleContent,
+    BundleHead,
+    BundleWriter,
+    OnProgress,
+    Progress,
+    WrittenBundle,
+)
+from edgekit.build.record import RECORD_FILE, BuildRecord, VariantRecord
+from edgekit.build.steps import normalise
+from edgekit.build.target import TargetProfile
+from edgekit.build.variants import Artifact, Chosen, Study, VariantBuilder
+from edgekit.contracts import codec
+from edgekit.contracts.bundle import Role
+from edgekit.contracts.errors import UsageError
+from edgekit.contracts.verdict import Outcome
+from edgekit.registry import files, graph, npz
+from edgekit.registry.model import ModelVersion, Split
+from edgekit.registry.npz import Array
+from edgekit.registry.ports import Registry
+from edgekit.stats.metrics import LABELS
+
+_FINAL_UNITS = 2  # final evaluation of the choice, and of the original
+
+
+class _Ticker:
+    """Counts units of work and estimates what is left; cached units make the estimate fall."""
+
+    def __init__(self, total: int, listener: OnProgress | None) -> None:
+        self._total, self._done, self._listener = total, 0, listener
+        self._started = time.monotonic()
+
+    def __call__(self, what: str) -> None:
+        if self._listener is None:
+            return
+        elapsed = time.monotonic() - self._started
+        eta = elapsed / self._done * (self._total - self._done) if self._done else None
+        # Fall-backs after a failed gate are extra units: the total grows rather than overflows.
+        self._total = max(self._total, self._done + 1)
+        self._listener(Progress(self._done, self._total, what, eta))
+        self._done += 1
+
+
+def build(
+    registry: Registry,
+    model: ModelVersion,
+    targets: Sequence[TargetProfile],
+    out: Path,
+    *,
+    writer: BundleWriter,
+    cache: Cache | None = None,
+    host: Host | None = None,
+    on_progress: OnProgress | None = None,
+) -> BuildRecord:
+    """Build ``model`` for ``targets`` into the OCI layout ``out``.
+
+    A failed gate is not an exception: the record says so, that target has no bundle, the others
+    have theirs (`BuildRecord.raise_if_failed` turns it into one).
+
+    Args:
+        registry: where the model's files and data are.
+        model: the version to build.
+        targets: profiles, each once.
+        out: OCI layout folder, created when absent; also gets ``build-record.json``.
+        writer: writes bundles, e.g. `edgekit.package.bundle.OciBundleWriter`.
+        cache: step cache; the default folder when None.
+        host: facts of this machine; detected when None.
+        on_progress: called as each unit of work begins.
+
+    Raises:
+        BadInputError: the data cannot resolve the budget, or the original cannot be run.
+        GateFailedError: a target has no candidate at all.
+        ResourceError: disk or memory is exhausted.
+        UsageError: no targets, or one twice.
+    """
+    names = [target.name for target in targets]
+    if not names or len(set(names)) != len(names):
+        raise UsageError(
+            "give at least one target, and each only once", hint="-t rpi5 -t x86-64-v3"
+        )
+    gates.check_resolvable(model.contract.quality, model.dataset(Split.EVALUATION).n)
+    cache, host = cache or Cache(), host or detect()
+    units = sum(2 * len(candidates_for(target)) + 1 + _FINAL_UNITS for target in targets)
+    tick = _Ticker(1 + units, on_progress)
+    with cache.scratch() as scratch:
+        study, notes = _study(registry, model, cache, scratch, tick)
+        measurer = Measurer(cache, writer, host, model.contract)
+        builder = VariantBuilder(study, cache, measurer, host, scratch, tick)
+        chosen = [(target, builder.build(target)) for target in targets]
+        facts: dict[str, object] = {
+            "inputs": _inputs(model),
+            "tools": tools.versions(),
+            "normalised": notes,
+            "quality_measured_on": _measured_on(host),
+        }
+        variants = []
+        for target, result in chosen:
+            contents = _contents(model, target, result, facts, host)
+            written = _write(out, writer, _head(model, target, result, host), contents, result)
+            variants.append(_record(model, target, result, written, host))
+    record = BuildRecord(
+        model=model.name,
+        version=model.version,
+        model_digest=model.digest,
+        inputs=_inputs(model),
+        samples={entry.split.value: entry.n for entry in model.datasets},
+        tools=tools.versions(),
+        host=host.facts(),
+        normalised=tuple(notes),
+        variants=tuple(variants),
+    )
+    files.write_atomic(out / RECORD_FILE, codec.encode_pretty(record))
+    return record
+
+
+def _inputs(model: ModelVersion) -> dict[str, str]:
+    splits = {entry.split.value: entry.digest for entry in model.datasets}
+    return {"model": model.file().sha256, **splits}
+
+
+def _measured_on(host: Host) -> str:
+    return f"{host.arch}, onnxruntime {tools.versions()['onnxruntime']}"
+
+
+def _study(
+    registry: Registry, model: ModelVersion, cache: Cache, scratch: Path, tick: _Ticker
+) -> tuple[Study, list[str]]:
+    """Fetch by digest, normalise, and lay out the data the measurements need."""
+    tick("fetching and normalising the model")
+    entry = model.file()
+    source = registry.blob(entry.sha256)
+    graph.load(source)
+    step = Step("normalise", normalise.VERSION, tools.versions(), {"model": entry.sha256})
+
+    def make(folder: Path) -> dict[str, list[str]]:
+        return {"notes": normalise.normalise(source, folder / "model.onnx", scratch)}
+
+    normal = cache.run(step, make)
+    path = normal.file("model.onnx")
+    data: dict[Split, dict[str, Array]] = {}
+    for kind in (Split.TUNING, Split.EVALUATION, Split.GOLDEN):
+        data[kind] = npz.open_mapped(registry.blob(model.dataset(kind).digest))
+    names = [spec.name for spec in model.contract.inputs]
+    tuning, golden = data[Split.TUNING], data[Split.GOLDEN]
+    both = {name: np.concatenate([tuning[name], golden[name]]) for name in names}
+    npz.write(scratch / "tuning.npz", both)
+    evaluation = {name: data[Split.EVALUATION][name] for name in names}
+    npz.write(scratch / "evaluation.npz", evaluation)
+    study = Study(
+        contract=model.contract,
+        original=Artifact(source, entry.sha256, entry.size),
+        normalised=Artifact(path, normal.digests["model.onnx"], path.stat().st_size),
+        calibration=registry.blob(model.dataset(Split.CALIBRATION).digest),
+        calibration_digest=model.dataset(Split.CALIBRATION).digest,
+        tuning=scratch / "tuning.npz",
+        evaluation=scratch / "evaluation.npz",
+        tuning_n=model.dataset(Split.TUNING).n,
+        golden_inputs={name: golden[name] for name in names},
+        tuning_labels=tuning.get(LABELS),
+        evaluation_labels=data[Split.EVALUATION].get(LABELS),
+    )
+    return study, list(normal.facts["notes"])
+
+
+def _head(model: ModelVersion, target: TargetProfile, result: Chosen, host: Host) -> BundleHead:
+    candidate = result.trial.figures.candidate
+    return BundleHead(
+        model=model.name,
+        version=model.version,
+        target=target.name,
+        precision=candidate.precision,
+        engine=target.engine,
+        engine_versions=target.engine_versions,
+        labels={"candidate": candidate.name, "validated": host.validation(target).value},
+    )
+
+
+def _contents(
+    model: ModelVersion,
+    target: TargetProfile,
+    result: Chosen,
+    facts: Mapping[str, object],
+    host: Host,
+) -> list[BundleContent]:
+    level = {"validated": host.validation(target).value}
+    document = derive.evidence(
+        model, target, result.candidates, result.verdicts, {**facts, **level}
+    )
+    card = derive.card(model, target, result.verdicts)
+    contents = [
+        BundleContent("model.onnx", Role.MODEL, result.trial.artifact.path),
+        BundleContent("contract.json", Role.CONTRACT, codec.encode(model.contract)),
+        BundleContent("golden.npz", Role.GOLDEN, result.golden),
+        BundleContent("tolerance.json", Role.TOLERANCE, result.tolerance),
+        BundleContent("evidence.json", Role.EVIDENCE, codec.encode(document)),
+        BundleContent("card.md", Role.CARD, card),
+    ]
+    reference = derive.reference(model.contract, result.final.outputs)
+    if reference is not None:
+        contents.append(BundleContent("reference.json", Role.REFERENCE, codec.encode(reference)))
+    return contents
+
+
+def _write(
+    out: Path,
+    writer: BundleWriter,
+    head: BundleHead,
+    contents: Sequence[BundleContent],
+    result: Chosen,
+) -> WrittenBundle | None:
+    """Write the bundle of a variant that passed; withdraw an older one of one that did not."""
+    if result.outcome is Outcome.PASS:
+        return writer.write(out, head, contents)
+    writer.withdraw(out, head.model, head.version, head.target)
+    return None
+
+
+def _record(
+    model: ModelVersion,
+    target: TargetProfile,
+    result: Chosen,
+    written: WrittenBundle | None,
+    host: Host,
+) -> VariantRecord:
+    figures = result.trial.figures
+    latency = figures.latency
+    return VariantRecord(
+        target=target.name,
+        precision=figures.candidate.precision,
+        candidate=figures.candidate.name,
+        outcome=result.outcome,
+        metric=model.contract.quality.metric,
+        quality=result.quality,
+        original_quality=result.original_quality,
+        quality_drop=result.drop.estimate,
+        quality_drop_upper=result.drop.upper,
+        evaluation_samples=result.drop.n,
+        size_bytes=figures.size_bytes,
+        original_size_bytes=model.file().size,
+        latency_ms=latency.p50_ms if latency else None,
+        latency_ms_p95=latency.p95_ms if latency else None,
+        original_latency_ms=result.original_latency_ms,
+        validated=host.validation(target).value,
+        quality_measured_on=_measured_on(host),
+        verdicts=result.verdicts,
+        repository=model.name,
+        digest=written.digest if written else None,
+        bundle_bytes=written.size if written else None,
+        tag=f"{model.name}-{model.version}-{target.name}" if written else None,
+        candidates=result.candidates,
+    )

@@ -1,0 +1,1 @@
+"""Quantizers, one per module; each runs in its own process."""

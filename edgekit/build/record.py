@@ -1,0 +1,91 @@
+"""What a build leaves behind: one record per run, JSON, for people and for later gates."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgekit.contracts.errors import GateFailedError
+from edgekit.contracts.verdict import Outcome, Verdict, combine
+
+RECORD_FILE = "build-record.json"
+
+
+class CandidateRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One candidate of one target. Quality figures are those of the tuning split."""
+
+    name: str
+    precision: str
+    outcome: str  # chosen | passed_over | gate_failed | dropped
+    reason: str
+    size_bytes: int | None = None
+    quality: float | None = None
+    quality_drop: float | None = None
+    quality_drop_upper: float | None = None
+    latency_ms: float | None = None
+
+
+class VariantRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The variant built for one target; figures are those of the evaluation split.
+
+    ``digest`` and ``bundle_bytes`` are None when a gate failed: there is no bundle then.
+    Latencies are medians, and None unless measured on hardware that is the target.
+    """
+
+    target: str
+    precision: str
+    candidate: str
+    outcome: Outcome
+    metric: str
+    quality: float
+    original_quality: float
+    quality_drop: float
+    quality_drop_upper: float
+    evaluation_samples: int
+    size_bytes: int
+    original_size_bytes: int
+    latency_ms: float | None
+    latency_ms_p95: float | None
+    original_latency_ms: float | None
+    validated: str  # native | none
+    quality_measured_on: str
+    verdicts: tuple[Verdict, ...]
+    repository: str
+    digest: str | None
+    bundle_bytes: int | None
+    tag: str | None
+    candidates: tuple[CandidateRecord, ...]
+
+
+class BuildRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole run."""
+
+    schema: int = 1
+    model: str
+    version: str
+    model_digest: str  # of the registered content
+    inputs: dict[str, str]  # original model and each split -> digest
+    samples: dict[str, int]  # per split
+    tools: dict[str, str]
+    host: dict[str, str]
+    normalised: tuple[str, ...]  # what was done to the graph before quantization
+    variants: tuple[VariantRecord, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        """Pass when every target has a bundle."""
+        return combine(verdict for variant in self.variants for verdict in variant.verdicts)
+
+    def variant(self, target: str) -> VariantRecord:
+        """The variant of ``target``."""
+        return next(variant for variant in self.variants if variant.target == target)
+
+    def raise_if_failed(self) -> None:
+        """Raises `GateFailedError` naming target, gate and figures of the first failure."""
+        for variant in self.variants:
+            for verdict in variant.verdicts:
+                if verdict.outcome is not Outcome.PASS:
+                    raise GateFailedError(
+                        f"{variant.target}: gate {verdict.metric} failed: {verdict.reason}",
+                        hint="see the candidates in the build record; no bundle was written for "
+                        "this target",
+                    )

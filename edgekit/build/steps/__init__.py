@@ -1,0 +1,1 @@
+"""Build steps: functions from files to files, with declared inputs."""

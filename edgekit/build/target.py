@@ -1,0 +1,128 @@
+"""Target profiles: what a device is, as data. Unknown fields and values are refused by name."""
+
+from __future__ import annotations
+
+import difflib
+from enum import Enum
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+import tomllib
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+from edgekit.contracts.errors import BadInputError, UsageError, translate_os_errors
+from edgekit.contracts.ids import check_name
+
+
+class Arch(str, Enum):
+    """Machine architecture as the kernel calls it."""
+
+    X86_64 = "x86_64"
+    AARCH64 = "aarch64"
+
+
+class Gate(str, Enum):
+    """Gates a target can declare; only declared gates exist."""
+
+    QUALITY = "quality"
+    SIZE = "size"
+    GOLDEN = "golden"
+    LATENCY = "latency"
+
+
+class Validation(str, Enum):
+    """Where the artifact was run: on a machine with the target's instruction set, or nowhere."""
+
+    NATIVE = "native"
+    NONE = "none"
+
+
+class Activations(str, Enum):
+    """Integer type of quantized activations that suits the target's instructions."""
+
+    U8 = "u8"
+    S8 = "s8"
+
+
+class TargetProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One target. ``isa`` entries are CPU flags; ``a|b`` means either."""
+
+    name: str
+    description: str
+    arch: Arch
+    isa: tuple[str, ...]
+    cores: int
+    memory_mb: int
+    libc: str
+    engine: str
+    engine_versions: str
+    reduce_range: bool
+    activations: Activations
+    gates: tuple[Gate, ...]
+    validation_required: Validation
+
+
+def parse(raw: bytes, what: str) -> TargetProfile:
+    """Decode a profile.
+
+    Raises:
+        BadInputError: not TOML, or a field is unknown, missing or out of range; names it.
+    """
+    try:
+        profile = msgspec.convert(tomllib.loads(raw.decode()), TargetProfile)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as exc:
+        raise BadInputError(
+            f"target profile {what}: {exc}", hint="compare with 'edgekit targets show rpi5'"
+        ) from exc
+    check_name(profile.name, "target")
+    try:
+        SpecifierSet(profile.engine_versions)
+    except InvalidSpecifier as exc:
+        raise BadInputError(f"target profile {what}: engine_versions: {exc}") from exc
+    problems = {
+        "isa": not profile.isa,
+        "cores": profile.cores < 1,
+        "memory_mb": profile.memory_mb < 1,
+        "gates": Gate.QUALITY not in profile.gates or len(set(profile.gates)) != len(profile.gates),
+        "engine": profile.engine != "onnxruntime",
+    }
+    for field, wrong in problems.items():
+        if wrong:
+            value = getattr(profile, field)
+            raise BadInputError(
+                f"target profile {what}: {field}: {value!r} is not allowed",
+                hint="gates name quality and nothing twice; the engine is onnxruntime",
+            )
+    if Gate.LATENCY in profile.gates and profile.validation_required is Validation.NONE:
+        raise BadInputError(
+            f"target profile {what}: gates: latency needs validation_required = 'native'",
+            hint="latency is only ever taken from real hardware",
+        )
+    return profile
+
+
+def shipped() -> dict[str, TargetProfile]:
+    """The profiles that come with edgekit, by name."""
+    folder = resources.files("edgekit.build") / "targets"
+    entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    found = [parse(e.read_bytes(), e.name) for e in entries if e.name.endswith(".toml")]
+    return {profile.name: profile for profile in found}
+
+
+def find(name: str) -> TargetProfile:
+    """The shipped profile called ``name``, or the one in the file ``name`` (``….toml``).
+
+    Raises:
+        UsageError: no such profile; suggests close names.
+        BadInputError: the file is wrong.
+    """
+    if name.endswith(".toml"):
+        with translate_os_errors("read", name):
+            return parse(Path(name).read_bytes(), name)
+    profiles = shipped()
+    if name in profiles:
+        return profiles[name]
+    close = difflib.get_close_matches(name, profiles, n=3, cutoff=0.5)
+    hint = "did you mean " + " or ".join(close) + "?" if close else "known: " + ", ".join(profiles)
+    raise UsageError(f"unknown target {name!r}", hint=hint)
