@@ -10,11 +10,9 @@ from collections.abc import Sequence
 
 from edgekit.build.target import Gate, TargetProfile, Validation
 from edgekit.contracts.contract import Budget, QualityBudget
-from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.evaluation import Latency
 from edgekit.contracts.verdict import Outcome, Verdict, not_measured
 from edgekit.stats import bounds
-from edgekit.stats.metrics import METRICS
 
 SIZE_RATIO_MAX = 1.05  # without a declared budget a variant may not outgrow the original …
 SIZE_SLACK_BYTES = 4096  # … but for the room that metadata of tiny models takes
@@ -140,24 +138,3 @@ def judge(
     if target.validation_required is not Validation.NONE:
         verdicts = [*verdicts, validation(level, target.validation_required)]
     return tuple(verdicts)
-
-
-def check_resolvable(budget: QualityBudget, samples: int) -> None:
-    """Refuse an evaluation set so small that no variant, not even a perfect one, could pass.
-
-    Raises:
-        BadInputError: says how many samples are needed.
-    """
-    metric = METRICS[budget.metric]
-    if metric.binary:
-        needed = bounds.samples_to_resolve(budget.drop_max, budget.confidence)
-    else:
-        needed = bounds.mean_samples_to_resolve(
-            budget.drop_max, budget.confidence, span=metric.span
-        )
-    if samples < needed:
-        raise BadInputError(
-            f"evaluation data needs at least {needed} samples to resolve a drop of "
-            f"{budget.drop_max:g} {budget.metric}, has {samples}",
-            hint="give more evaluation samples, or allow a larger drop (--drop-max)",
-        )

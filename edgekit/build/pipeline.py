@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit.build import derive, gates, tools
+from edgekit.build import derive, tools
 from edgekit.build.cache import Cache, Step
 from edgekit.build.candidates import candidates_for
 from edgekit.build.host import Host, detect
@@ -33,7 +33,7 @@ from edgekit.contracts import codec
 from edgekit.contracts.bundle import Role
 from edgekit.contracts.errors import UsageError
 from edgekit.contracts.verdict import Outcome
-from edgekit.registry import files, graph, npz
+from edgekit.registry import dataset, files, graph, npz
 from edgekit.registry.model import ModelVersion, Split
 from edgekit.registry.npz import Array
 from edgekit.registry.ports import Registry
@@ -97,7 +97,7 @@ def build(
         raise UsageError(
             "give at least one target, and each only once", hint="-t rpi5 -t x86-64-v3"
         )
-    gates.check_resolvable(model.contract.quality, model.dataset(Split.EVALUATION).n)
+    dataset.check_resolvable(model.contract.quality, model.dataset(Split.EVALUATION).n)
     cache, host = cache or Cache(), host or detect()
     units = sum(2 * len(candidates_for(target)) + 1 + _FINAL_UNITS for target in targets)
     tick = _Ticker(1 + units, on_progress)

@@ -11,10 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.contracts.contract import Contract, InputSpec, OnViolation, OutputSpec
+from edgekit.contracts.contract import (
+    Contract,
+    InputSpec,
+    OnViolation,
+    OutputSpec,
+    QualityBudget,
+)
 from edgekit.contracts.errors import BadInputError, translate_os_errors
 from edgekit.registry import npz
 from edgekit.registry.infer import scored_output
+from edgekit.stats import bounds
 from edgekit.stats.metrics import LABELS, METRICS
 
 Array = npt.NDArray[Any]
@@ -267,4 +274,25 @@ def _check_labels(data: Dataset, spec: OutputSpec, metric: str) -> None:
             f"{data.what}: {LABELS} run from {labels.min()} to {labels.max()}, the output "
             f"{spec.name!r} has classes 0 to {classes - 1}",
             hint="number the classes from 0 in the order of the output",
+        )
+
+
+def check_resolvable(budget: QualityBudget, samples: int) -> None:
+    """Refuse an evaluation set so small that no variant, not even a perfect one, could pass.
+
+    Raises:
+        BadInputError: says how many samples are needed.
+    """
+    metric = METRICS[budget.metric]
+    if metric.binary:
+        needed = bounds.samples_to_resolve(budget.drop_max, budget.confidence)
+    else:
+        needed = bounds.mean_samples_to_resolve(
+            budget.drop_max, budget.confidence, span=metric.span
+        )
+    if samples < needed:
+        raise BadInputError(
+            f"evaluation data needs at least {needed} samples to resolve a drop of "
+            f"{budget.drop_max:g} {budget.metric}, has {samples}",
+            hint="give more evaluation samples, or allow a larger drop (--drop-max)",
         )

@@ -115,6 +115,7 @@ def register(
         notes += inferred.assumptions
     contract = infer.check_against_graph(contract, facts)
     parts = _parts(given, contract, notes, whole=sources.data is not None)
+    dataset.check_resolvable(contract.quality, parts[Split.EVALUATION].n)
     blob, size = registry.put_file(source)
     references = tuple(
         DatasetRef(
