@@ -66,6 +66,12 @@ class Daemon:
         return self.process.pid
 
     @property
+    def device(self) -> str | None:
+        """The device whose agent this is, or None."""
+        kind, _, device = self.name.partition(" ")
+        return device if kind == "agent" else None
+
+    @property
     def alive(self) -> bool:
         """Whether it runs."""
         return self.process is not None and self.process.poll() is None
@@ -136,6 +142,10 @@ class Daemons:
         self._all.append(daemon)
         daemon.start()
         return daemon
+
+    def release(self, daemon: Daemon) -> None:
+        """Someone else stops ``daemon`` from now on; its end is expected."""
+        self._all.remove(daemon)
 
     def stop(self) -> None:
         """Stop all, newest first; all get their signal before the first is waited for."""

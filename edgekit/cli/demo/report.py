@@ -1,7 +1,7 @@
 """The demo's report: its shape, and the claims that must hold for it to be called ok.
 
 `check` is pure and knows nothing about how the figures were obtained (`evidence` reads them back
-from database, spool, ledger and ``/proc``). It trusts no figure alone: each is bounded, and compared
+from database, spool, ledger and ``/proc``). It trusts no figure alone: each is bounded and compared
 with another source wherever there is one.
 """
 

@@ -43,6 +43,18 @@ def initial(spec: RolloutSpec, now: float) -> RolloutState:
     return RolloutState(created=now, waves=tuple(WaveState(name=w.name) for w in spec.waves))
 
 
+def deployment(spec: RolloutSpec, release: Release, wave: int) -> Deployment:
+    """What devices of wave number ``wave`` are given."""
+    return Deployment(
+        rollout=spec.name,
+        wave=wave,
+        release=release.name,
+        variants=release.variants,
+        policy=spec.policy,
+        retry_token=spec.retry_token,
+    )
+
+
 def soak_began(state: RolloutState) -> float | None:
     """Since when evidence counts for the current wave; None before it soaks."""
     return state.waves[state.wave].soak_started
@@ -95,17 +107,6 @@ class _Context:
     seen: Observation
     now: float
 
-    def deployment(self, wave: int) -> Deployment:
-        """What devices of wave number ``wave`` are given."""
-        return Deployment(
-            rollout=self.spec.name,
-            wave=wave,
-            release=self.release.name,
-            variants=self.release.variants,
-            policy=self.spec.policy,
-            retry_token=self.spec.retry_token,
-        )
-
     @property
     def digests(self) -> frozenset[str]:
         return frozenset(variant.digest for variant in self.release.variants.values())
@@ -137,7 +138,7 @@ class _Context:
         )
         if not devices:
             return self.stop(state, f"wave {wave.name!r} has no devices: nothing would be proven")
-        wanted = self.deployment(state.wave)
+        wanted = deployment(self.spec, self.release, state.wave)
         return state, tuple(Assignment(device=device, deployment=wanted) for device in devices)
 
     def install(self, state: RolloutState, wave: WaveState) -> Result:

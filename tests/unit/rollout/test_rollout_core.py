@@ -58,7 +58,7 @@ class Fleet:
             for i in range(size)
         }
         rollout = make_spec(waves=(spec.Wave(name="w", percent=100.0),))
-        before = core._Context(rollout, release("v1"), Observation(devices={}), 0.0).deployment(0)
+        before = core.deployment(rollout, release("v1"), 0)
         for device in self.views:
             self.assign(device, msgspec.structs.replace(before, rollout="first"))
         self.act()
@@ -113,9 +113,9 @@ class Fleet:
         }
 
 
-def run(fleet, rollout, ticks=200, abort=None, each=None, state=None):
+def run(fleet, rollout, *, ticks=200, abort=None, state=None):
     state = state or core.initial(rollout, fleet.now)
-    for tick in range(ticks):
+    for _ in range(ticks):
         if state.status in core.TERMINAL:
             break
         seen = Observation(devices=dict(fleet.views), abort_requested=abort)
@@ -125,8 +125,6 @@ def run(fleet, rollout, ticks=200, abort=None, each=None, state=None):
         fleet.act()
         fleet.count()
         fleet.now += 1.0
-        if each:
-            each(tick, state, fleet)
     return state
 
 
@@ -155,7 +153,7 @@ def test_a_bad_release_is_stopped_in_its_first_wave_and_goes_back():
 
 def test_silence_is_not_a_pass_it_holds():
     fleet = Fleet()
-    fleet.count = lambda n=0: None
+    fleet.count = lambda: None
     state = run(fleet, make_spec(), ticks=60)
     assert state.status is Status.HOLDING
     assert len(fleet.running("v2")) == 5
@@ -164,14 +162,14 @@ def test_silence_is_not_a_pass_it_holds():
 
 def test_holding_ends_when_evidence_arrives_and_is_bounded():
     fleet = Fleet()
-    count, fleet.count = fleet.count, lambda n=0: None
+    count, fleet.count = fleet.count, lambda: None
     rollout = make_spec()
     state = run(fleet, rollout, ticks=30)
     fleet.count = count
     assert run(fleet, rollout, state=state).status is Status.SUCCEEDED
 
     silent = Fleet()
-    silent.count = lambda n=0: None
+    silent.count = lambda: None
     state = run(silent, make_spec(hold_s_max=5.0))
     assert state.status is Status.ROLLED_BACK
     assert "without a clear verdict" in state.reason
