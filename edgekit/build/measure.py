@@ -23,13 +23,30 @@ from edgekit.registry import npz
 from edgekit.registry.npz import Array
 
 VERSION = 1
-LATENCY_RUNS = 200  # medians of fewer wobble; more gain nothing on models of milliseconds
+LATENCY_RUNS_MIN = 200  # medians of fewer wobble
+LATENCY_RUNS_MAX = 5000
+# Small models answer in microseconds: 200 runs are over before the processor has changed its
+# clock. Size stands in for time, which is not known before: about 2 GB of weights read in all.
+_LATENCY_BYTES = 2_000_000_000
 _TIMEOUT_S = 3600.0  # an engine that hangs must not hang the build for ever
 _OUTPUTS = "outputs.npz"
 
 
 class CandidateError(Exception):
     """This model cannot be measured; the message is the exact error. Drops a candidate."""
+
+
+def latency_runs(model_bytes: int) -> int:
+    """How many inferences to time for a model of this size."""
+    return max(LATENCY_RUNS_MIN, min(LATENCY_RUNS_MAX, _LATENCY_BYTES // max(1, model_bytes)))
+
+
+@dataclass(frozen=True)
+class TimedRun:
+    """A set of models that are timed together, equally often. ``name`` identifies the set."""
+
+    name: str
+    runs: int
 
 
 @dataclass(frozen=True)
@@ -61,23 +78,21 @@ class Measurer:
     host: Host
     contract: Contract
 
-    def measure(
-        self, subject: Subject, data: Path, *, latency_group: str | None = None
-    ) -> Measured:
+    def measure(self, subject: Subject, data: Path, *, timed: TimedRun | None = None) -> Measured:
         """Run ``subject`` over ``data``.
 
         Args:
             subject: the model.
             data: ``.npz`` of inputs.
-            latency_group: names the models that are timed in the same run; None times nothing.
+            timed: the run in which it is timed; None times nothing.
 
         Raises:
             CandidateError: the model does not load or does not run.
             ResourceError: disk or memory is exhausted.
         """
         entry = self.cache.run(
-            self._step(subject, data, latency_group),
-            lambda folder: self._run(subject, data, folder, timed=latency_group is not None),
+            self._step(subject, data, timed),
+            lambda folder: self._run(subject, data, folder, timed.runs if timed else 0),
         )
         if entry.facts["error"] is not None:
             raise CandidateError(entry.facts["error"])
@@ -86,7 +101,7 @@ class Measurer:
         )
         return Measured(evaluation, npz.read(entry.file(_OUTPUTS)))
 
-    def _step(self, subject: Subject, data: Path, latency_group: str | None) -> Step:
+    def _step(self, subject: Subject, data: Path, timed: TimedRun | None) -> Step:
         inputs = {
             "model": subject.model_digest,
             "contract": digest.of_bytes(codec.encode(self.contract)),
@@ -102,14 +117,13 @@ class Measurer:
             {**tools.versions(), "runtime": tools.measuring_code()},
             inputs,
             {
-                "latency_group": latency_group,
-                "latency_runs": LATENCY_RUNS,
+                "timed": [timed.name, timed.runs] if timed else None,
                 "engine": [subject.engine, subject.engine_versions],
                 "host": self.host.facts(),
             },
         )
 
-    def _run(self, subject: Subject, data: Path, folder: Path, *, timed: bool) -> dict[str, Any]:
+    def _run(self, subject: Subject, data: Path, folder: Path, runs: int) -> dict[str, Any]:
         contents = [
             BundleContent("model.onnx", Role.MODEL, subject.model),
             BundleContent("contract.json", Role.CONTRACT, codec.encode(self.contract)),
@@ -124,7 +138,7 @@ class Measurer:
             command = [sys.executable, "-m", "edgekit_runtime.evaluate"]
             command += [f"{layout}@{bundle.digest}", "--data", str(data), "--json"]
             command += ["--outputs", str(folder / _OUTPUTS)]
-            command += ["--latency-runs", str(LATENCY_RUNS if timed else 0)]
+            command += ["--latency-runs", str(runs)]
             raw, error = _evaluate(command)
         if raw is None:
             return {"error": error, "evaluation": None}

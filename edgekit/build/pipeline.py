@@ -6,6 +6,7 @@ as it was. Equal inputs give byte-identical bundles on one machine; a warm rebui
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from edgekit.build import derive, tools
 from edgekit.build.cache import Cache, Step
-from edgekit.build.candidates import candidates_for
+from edgekit.build.candidates import FP32, candidates_for
 from edgekit.build.host import Host, detect
 from edgekit.build.measure import Measurer
 from edgekit.build.ports import (
@@ -48,15 +49,19 @@ class _Ticker:
     def __init__(self, total: int, listener: OnProgress | None) -> None:
         self._total, self._done, self._listener = total, 0, listener
         self._started = time.monotonic()
+        self._lock = threading.Lock()
 
     def __call__(self, what: str) -> None:
-        if self._listener is None:
-            return
+        if self._listener is not None:
+            with self._lock:
+                self._tell(self._listener, what)
+
+    def _tell(self, listener: OnProgress, what: str) -> None:
         elapsed = time.monotonic() - self._started
         eta = elapsed / self._done * (self._total - self._done) if self._done else None
         # Fall-backs after a failed gate are extra units: the total grows rather than overflows.
         self._total = max(self._total, self._done + 1)
-        self._listener(Progress(self._done, self._total, what, eta))
+        listener(Progress(self._done, self._total, what, eta))
         self._done += 1
 
 
@@ -99,12 +104,14 @@ def build(
         )
     dataset.check_resolvable(model.contract.quality, model.dataset(Split.EVALUATION).n)
     cache, host = cache or Cache(), host or detect()
-    units = sum(2 * len(candidates_for(target)) + 1 + _FINAL_UNITS for target in targets)
-    tick = _Ticker(1 + units, on_progress)
+    quantized = {each for target in targets for each in candidates_for(target)} - {FP32}
+    measured = sum(len(candidates_for(target)) + 1 + _FINAL_UNITS for target in targets)
+    tick = _Ticker(1 + len(quantized) + measured, on_progress)
     with cache.scratch() as scratch:
         study, notes = _study(registry, model, cache, scratch, tick)
         measurer = Measurer(cache, writer, host, model.contract)
         builder = VariantBuilder(study, cache, measurer, host, scratch, tick)
+        builder.prepare(targets)
         chosen = [(target, builder.build(target)) for target in targets]
         facts: dict[str, object] = {
             "inputs": _inputs(model),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from edgekit.build.measure import (
     Measured,
     Measurer,
     Subject,
+    TimedRun,
     killed,
+    latency_runs,
     run_child,
 )
 from edgekit.build.quantizers import ort_static
@@ -32,6 +35,8 @@ from edgekit.registry.infer import scored_output
 from edgekit.registry.npz import Array
 from edgekit.stats.bounds import Drop
 from edgekit.stats.metrics import METRICS
+
+_QUANTIZERS_AT_ONCE = 2  # each may need several times the model in memory
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,20 @@ class VariantBuilder:
     tick: Callable[[str], None]
     _quantized: dict[Candidate, Artifact | str] = field(default_factory=dict)
 
+    def prepare(self, targets: Sequence[TargetProfile]) -> None:
+        """Quantize for all targets, a few at a time; nothing is timed while this goes on."""
+        wanted = dict.fromkeys(each for target in targets for each in candidates_for(target))
+        todo = [candidate for candidate in wanted if candidate != FP32]
+
+        def make(candidate: Candidate) -> Artifact | str:
+            self.tick(f"quantizing {candidate.name}")
+            return self._quantize(candidate)
+
+        with ThreadPoolExecutor(_QUANTIZERS_AT_ONCE) as pool:
+            self._quantized.update(zip(todo, pool.map(make, todo), strict=True))
+
     def build(self, target: TargetProfile) -> Chosen:
-        """Try every candidate of ``target`` and settle on one.
+        """Try every candidate of ``target`` and settle on one; `prepare` came before.
 
         Raises:
             BadInputError: the original itself cannot be run.
@@ -113,9 +130,9 @@ class VariantBuilder:
         """
         level = self.host.validation(target)
         artifacts, records = self._make(target)
-        group = self._group(artifacts) if level is Validation.NATIVE else None
-        original = self._original(target, self.study.tuning, group)
-        trials = self._try(target, artifacts, original, group, records)
+        timed = self._timed_run(artifacts) if level is Validation.NATIVE else None
+        original = self._original(target, self.study.tuning, timed)
+        trials = self._try(target, artifacts, original, timed, records)
         drop_max = self.study.contract.quality.drop_max
         order = select.preference([trial.figures for trial in trials.values()], drop_max)
         if not order:
@@ -145,7 +162,6 @@ class VariantBuilder:
         artifacts: dict[str, Artifact] = {}
         records: dict[str, CandidateRecord] = {}
         for candidate in candidates_for(target):
-            self.tick(f"{target.name}: making {candidate.name}")
             made = self._artifact(candidate)
             if isinstance(made, str):
                 records[candidate.name] = _dropped(candidate, made)
@@ -159,11 +175,7 @@ class VariantBuilder:
 
     def _artifact(self, candidate: Candidate) -> Artifact | str:
         """The candidate's file, or the exact error of its quantizer."""
-        if candidate == FP32:
-            return self.study.normalised
-        if candidate not in self._quantized:
-            self._quantized[candidate] = self._quantize(candidate)
-        return self._quantized[candidate]
+        return self.study.normalised if candidate == FP32 else self._quantized[candidate]
 
     def _quantize(self, candidate: Candidate) -> Artifact | str:
         step = Step(
@@ -194,7 +206,7 @@ class VariantBuilder:
             contract=self.study.contract,
             candidate=candidate,
         )
-        path = self.scratch / "quantize.json"
+        path = self.scratch / f"{candidate.name}.json"
         path.write_bytes(codec.encode(request))
         done = run_child([*tools.python(), ort_static.__name__, str(path)])
         if error := killed(done, f"quantizer of {candidate.name}"):
@@ -212,16 +224,17 @@ class VariantBuilder:
             (folder / "model.onnx").unlink(missing_ok=True)
         return answer
 
-    def _group(self, artifacts: Mapping[str, Artifact]) -> str:
-        """Name of the set of models that are timed together."""
+    def _timed_run(self, artifacts: Mapping[str, Artifact]) -> TimedRun:
+        """The run in which the original and all candidates of a target are timed."""
         together = sorted({self.study.original.digest, *(a.digest for a in artifacts.values())})
-        return digest.of_bytes("\n".join(together).encode())
+        name = digest.of_bytes("\n".join(together).encode())
+        return TimedRun(name, latency_runs(self.study.original.size))
 
-    def _original(self, target: TargetProfile, data: Path, group: str | None) -> Measured:
+    def _original(self, target: TargetProfile, data: Path, timed: TimedRun | None) -> Measured:
         self.tick(f"{target.name}: measuring the original")
         subject = self._subject(target, self.study.original)
         try:
-            return self.measurer.measure(subject, data, latency_group=group)
+            return self.measurer.measure(subject, data, timed=timed)
         except CandidateError as exc:
             raise tools.unusable_original(str(exc)) from exc
 
@@ -233,7 +246,7 @@ class VariantBuilder:
         target: TargetProfile,
         artifacts: Mapping[str, Artifact],
         original: Measured,
-        group: str | None,
+        timed: TimedRun | None,
         records: dict[str, CandidateRecord],
     ) -> dict[str, Trial]:
         trials: dict[str, Trial] = {}
@@ -244,7 +257,7 @@ class VariantBuilder:
                 continue
             subject = self._subject(target, artifact)
             try:
-                run = self.measurer.measure(subject, self.study.tuning, latency_group=group)
+                run = self.measurer.measure(subject, self.study.tuning, timed=timed)
             except CandidateError as exc:
                 records[candidate.name] = _dropped(candidate, str(exc))
                 continue
