@@ -73,3 +73,8 @@ def rollout(model: ModelPlan) -> dict[str, Any]:
         "abort": [{"percent": 20}],
         "hold_s_max": 60,
     }
+
+
+def moment(rollout: str, wave: str, phase: str) -> str:
+    """How the report calls a moment of a rollout."""
+    return f"{rollout}, wave {wave}, {phase}"

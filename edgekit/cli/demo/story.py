@@ -94,7 +94,8 @@ class _Story:
         name = self.release(first)
         load = Load(self.world, self.meters, self.options.seed)
         self.watch(name)
-        self.watch(self.release(second), self.saboteur())
+        name = self.release(second)
+        self.watch(name, self.saboteur(name))
         self.shell.say("5. Roll out v3: it passed every build gate, and it is wrong in the field")
         self.watch(self.release(third))
         rss = {name: resident_mb(agent.pid) for name, agent in self.world.agents.items()}
@@ -153,8 +154,8 @@ class _Story:
             time.sleep(0.1)
         raise UnavailableError(f"rollout {name}: no end within {ROLLOUT_S_MAX:g} s: {shown}")
 
-    def saboteur(self) -> OnPhase:
-        """Kills one part of the fleet in each wave of a rollout."""
+    def saboteur(self, name: str) -> OnPhase:
+        """Kills one part of the fleet in each wave of rollout ``name``."""
         victims = {
             ("canary", "soaking"): self.world.agents["meter-07"],
             ("quarter", "soaking"): self.world.manager,
@@ -164,7 +165,7 @@ class _Story:
         def on_phase(wave: str, phase: str) -> None:
             victim = victims.pop((wave, phase), None)
             if victim is not None:
-                self.fault(victim, during=f"meter-v2, wave {wave}, {phase}")
+                self.fault(victim, during=plan.moment(name, wave, phase))
 
         return on_phase
 
