@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
@@ -31,6 +32,7 @@ from edgekit.contracts.release import Release
 from edgekit.contracts.release import validate as validate_release
 from edgekit_fleet import registry_api, views
 from edgekit_fleet.artifacts import ArtifactStore
+from edgekit_fleet.errors import NotFoundError
 from edgekit_fleet.queries import Queries
 from edgekit_fleet.rollout import core
 from edgekit_fleet.rollout.spec import SPEC_BYTES_MAX
@@ -40,6 +42,7 @@ from edgekit_fleet.store.engine import Database
 
 BODY_BYTES_MAX = 1024 * 1024
 _STATUS: tuple[tuple[type[EdgekitError], int], ...] = (
+    (NotFoundError, 404),
     (BadInputError, 422),
     (UsageError, 422),
     (UnavailableError, 503),
@@ -65,8 +68,6 @@ def answer(value: Any, status: int = 200) -> Response:
 
 def _refuse(error: EdgekitError) -> Response:
     status = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
-    if isinstance(error, BadInputError) and "unknown" in error.message:
-        status = 404
     return answer(views.Problem(error=error.message, hint=error.hint), status)
 
 
@@ -241,6 +242,12 @@ def create_app(
         headers: Mapping[str, str] = error.headers or {}
         response.headers.update(headers)
         return response
+
+    @app.exception_handler(RequestValidationError)
+    async def bad_parameter(_request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return answer(views.Problem(error=f"{where}: {first['msg']}"), 422)
 
     app.openapi = _document_views(app)  # type: ignore[method-assign]  # FastAPI's own way
     return app

@@ -21,6 +21,7 @@ from edgekit.contracts import codec, digest, oci
 from edgekit.contracts.errors import BadInputError, ResourceError, translate_os_errors
 from edgekit.contracts.ids import check_name
 from edgekit.contracts.limits import MODEL_BYTES_MAX, OCI_MANIFEST_BYTES_MAX
+from edgekit_fleet.errors import MissingBlobError
 
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
@@ -162,7 +163,8 @@ class ArtifactStore:
         """Store a manifest whose blobs are all here; returns its digest.
 
         Raises:
-            BadInputError: not a manifest, another digest than announced, or a blob is missing.
+            BadInputError: not a manifest, or another digest than announced.
+        MissingBlobError: a blob it refers to is not here.
         """
         folder = self._repository(name)
         what = f"manifest {name}@{reference[:80]}"
@@ -176,7 +178,7 @@ class ArtifactStore:
         oci.check_manifest(manifest, what)
         for blob in (manifest.config, *manifest.layers):
             if self.size(blob.digest) != blob.size:
-                raise BadInputError(
+                raise MissingBlobError(
                     f"{what}: blob {digest.short(blob.digest)} is not here", hint="push it first"
                 )
         writer = BlobWriter(self, found)

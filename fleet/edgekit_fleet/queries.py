@@ -48,7 +48,7 @@ class Queries:
         """One device with its documents.
 
         Raises:
-            BadInputError: unknown.
+            NotFoundError: unknown.
         """
         with self._database.read() as connection:
             row = devices.row(connection, self._tenant, name)
@@ -103,7 +103,7 @@ class Queries:
         """One rollout with every verdict.
 
         Raises:
-            BadInputError: unknown.
+            NotFoundError: unknown.
         """
         with self._database.read() as connection:
             stored = rollouts.get(connection, name)

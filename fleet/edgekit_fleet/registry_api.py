@@ -16,6 +16,7 @@ from edgekit.contracts import codec, digest
 from edgekit.contracts.errors import BadInputError, ResourceError
 from edgekit.contracts.limits import OCI_MANIFEST_BYTES_MAX
 from edgekit_fleet.artifacts import ArtifactStore, BlobWriter, check_repository, parse_range
+from edgekit_fleet.errors import MissingBlobError
 
 CHUNK_BYTES = 1024 * 1024
 _VERSION = {"Docker-Distribution-Api-Version": "registry/2.0"}
@@ -97,13 +98,13 @@ def router(store: ArtifactStore) -> APIRouter:
 
 def _add_pull(routes: APIRouter, store: ArtifactStore) -> None:
 
-    @routes.api_route("/", methods=["GET", "HEAD"], summary="API version check")
+    @routes.head("/", include_in_schema=False)
+    @routes.get("/", summary="API version check")
     def version() -> Response:
         return Response(b"{}", media_type="application/json", headers=_VERSION)
 
-    @routes.api_route(
-        "/{name:path}/manifests/{reference}", methods=["GET", "HEAD"], summary="Pull a manifest"
-    )
+    @routes.head("/{name:path}/manifests/{reference}", include_in_schema=False)
+    @routes.get("/{name:path}/manifests/{reference}", summary="Pull a manifest")
     def get_manifest(request: Request, name: str, reference: str) -> Response:
         try:
             found = store.resolve(name, reference)
@@ -113,9 +114,8 @@ def _add_pull(routes: APIRouter, store: ArtifactStore) -> None:
             return oci_error(404, "MANIFEST_UNKNOWN", f"{name}: no manifest {reference[:80]}")
         return _serve(request, store.blob_path(found[0]), *found)
 
-    @routes.api_route(
-        "/{name:path}/blobs/{reference}", methods=["GET", "HEAD"], summary="Pull a blob"
-    )
+    @routes.head("/{name:path}/blobs/{reference}", include_in_schema=False)
+    @routes.get("/{name:path}/blobs/{reference}", summary="Pull a blob")
     def get_blob(request: Request, name: str, reference: str) -> Response:
         try:
             check_repository(name)
@@ -158,8 +158,8 @@ def _add_push(routes: APIRouter, store: ArtifactStore) -> None:
         try:
             found = await run_in_threadpool(store.put_manifest, name, reference, bytes(raw))
         except (BadInputError, ResourceError) as exc:
-            unknown = "is not here" in exc.message
-            return _refusal(exc, "MANIFEST_BLOB_UNKNOWN" if unknown else "MANIFEST_INVALID")
+            missing = isinstance(exc, MissingBlobError)
+            return _refusal(exc, "MANIFEST_BLOB_UNKNOWN" if missing else "MANIFEST_INVALID")
         headers = _VERSION | {
             "Location": f"/v2/{name}/manifests/{found}",
             "Docker-Content-Digest": found,

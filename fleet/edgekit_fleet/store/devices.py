@@ -12,6 +12,7 @@ from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.ids import shard_of
 from edgekit.contracts.messages import Presence, Reported
 from edgekit.contracts.topics import Address
+from edgekit_fleet.errors import NotFoundError
 from edgekit_fleet.store.schema import devices
 
 HEARTBEATS_MISSED_MAX = 3.0  # a will can be lost with its broker; silence must count too
@@ -106,12 +107,12 @@ def row(connection: Connection, tenant: str, device: str) -> Row[tuple[object, .
     """One device.
 
     Raises:
-        BadInputError: unknown.
+        NotFoundError: unknown.
     """
     statement = select(devices).where(devices.c.tenant == tenant, devices.c.device == device)
     found = connection.execute(statement).first()
     if found is None:
-        raise BadInputError(
+        raise NotFoundError(
             f"device {device!r}: unknown", hint="`edgekit fleet devices` lists those that joined"
         )
     return found

@@ -12,6 +12,7 @@ from edgekit.contracts import codec
 from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.messages import DeviceConfig, DeviceProfile
 from edgekit.contracts.verdict import Verdict
+from edgekit_fleet.errors import NotFoundError
 from edgekit_fleet.rollout.model import (
     TERMINAL,
     Assignment,
@@ -83,11 +84,11 @@ def get(connection: Connection, name: str) -> StoredRollout:
     """One rollout.
 
     Raises:
-        BadInputError: unknown.
+        NotFoundError: unknown.
     """
     row = connection.execute(select(rollouts).where(rollouts.c.name == name)).first()
     if row is None:
-        raise BadInputError(
+        raise NotFoundError(
             f"rollout {name!r}: unknown", hint="`edgekit fleet rollout list` shows them"
         )
     return _stored(connection, row)
@@ -106,7 +107,7 @@ def request_abort(connection: Connection, name: str, reason: str, now: float) ->
         False when it had ended already.
 
     Raises:
-        BadInputError: unknown.
+        NotFoundError: unknown.
     """
     if get(connection, name).state.status in TERMINAL:
         return False
