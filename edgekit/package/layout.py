@@ -38,6 +38,7 @@ class LayoutTransaction:
     root: Path
     _added: list[Path] = field(default_factory=list)
     _entries: dict[str, Descriptor | None] = field(default_factory=dict)
+    _index: bytes | None = None
 
     def put(self, source: bytes | Path, media_type: str) -> Descriptor:
         """Store one blob."""
@@ -79,12 +80,21 @@ class LayoutTransaction:
         entries = sorted((*kept, *new), key=lambda m: (m.annotations.get(REF_NAME, ""), m.digest))
         if not (self.root / LAYOUT_FILE).exists():
             files.write_atomic(self.root / LAYOUT_FILE, _LAYOUT)
-        files.write_atomic(index, codec.encode(Index(manifests=tuple(entries))))
+        self._index = codec.encode(Index(manifests=tuple(entries)))
+        files.write_atomic(index, self._index)
 
-    def abandon(self) -> None:
-        """Remove the blobs this transaction added."""
+    def abandon(self, created: list[Path]) -> None:
+        """Remove what this transaction added, unless its index is in place already.
+
+        The last step of a commit makes the new index durable. When that step alone fails, the index
+        is there and refers to the blobs: the new state is whole, and removing them would break it.
+        """
+        index = self.root / INDEX_FILE
+        if self._index is not None and index.exists() and index.read_bytes() == self._index:
+            return
         for path in self._added:
             path.unlink(missing_ok=True)
+        _remove_empty(self.root, created)
 
 
 @contextmanager
@@ -111,8 +121,7 @@ def transaction(root: Path) -> Iterator[LayoutTransaction]:
             yield change
             change.commit()
         except BaseException:
-            change.abandon()
-            _remove_empty(root, created)
+            change.abandon(created)
             raise
     finally:
         os.close(handle)

@@ -56,9 +56,10 @@ def read(path: Path) -> dict[str, Array]:
     Raises:
         BadInputError: missing, not an npz file, or it holds Python objects.
     """
-    with translate_os_errors("read", path):
+    # Opened here, because np.load leaves a damaged file open.
+    with translate_os_errors("read", path), path.open("rb") as stream:
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with np.load(stream, allow_pickle=False) as archive:
                 if not isinstance(archive, np.lib.npyio.NpzFile):
                     raise BadInputError(f"{path}: holds one array without a name, not an .npz")
                 return {name: archive[name] for name in archive.files}

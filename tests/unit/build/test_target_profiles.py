@@ -1,0 +1,79 @@
+"""Target profiles: shipped ones are sound, others are refused by field."""
+
+from importlib import resources
+
+import pytest
+
+from edgekit.build import host, target
+from edgekit.build.host import Host
+from edgekit.build.target import Validation
+from edgekit.contracts.errors import BadInputError, UsageError
+
+RPI5 = (resources.files("edgekit.build") / "targets" / "rpi5.toml").read_text()
+
+
+def test_shipped_profiles():
+    assert set(target.shipped()) == {"arm64-generic", "rpi4", "rpi5", "x86-64-v3", "x86-64-vnni"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("cores = 4", "cores = 0", "cores: 0"),
+        ("cores = 4", "kores = 4", "kores"),
+        ("cores = 4", "cores = 'many'", r"cores"),
+        ('arch = "aarch64"', 'arch = "mips"', r"arch"),
+        ('"quality", "size"', '"quality", "beauty"', r"gates"),
+        ('"quality", "size"', '"size"', "gates"),
+        ('"quality", "size"', '"quality", "latency"', "latency needs validation_required"),
+        (">=1.20", ">=one", "engine_versions"),
+        ('engine = "onnxruntime"', 'engine = "other"', "engine: 'other'"),
+        ("cores = 4", "cores = ", "profile mine"),
+        ('name = "rpi5"', 'name = "../rpi5"', "not a valid name"),
+    ],
+)
+def test_wrong_fields_are_named(old, new, message):
+    assert old in RPI5
+    with pytest.raises(BadInputError, match=message):
+        target.parse(RPI5.replace(old, new).encode(), "mine")
+
+
+def test_unknown_target_suggests_close_names():
+    with pytest.raises(UsageError) as caught:
+        target.find("rpi")
+    assert caught.value.hint == "did you mean rpi5 or rpi4?"
+    with pytest.raises(UsageError) as caught:
+        target.find("zzz")
+    assert "x86-64-v3" in caught.value.hint
+
+
+def test_own_profile_from_a_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(RPI5.replace('name = "rpi5"', 'name = "my-board"'))
+    assert target.find(str(path)).name == "my-board"
+    with pytest.raises(BadInputError, match="cannot read"):
+        target.find(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize(
+    ("arch", "flags", "native"),
+    [
+        ("x86_64", "avx2 fma", {"x86-64-v3"}),
+        ("x86_64", "avx2 fma avx_vnni", {"x86-64-v3", "x86-64-vnni"}),
+        ("x86_64", "avx2 fma avx512_vnni", {"x86-64-v3", "x86-64-vnni"}),
+        ("x86_64", "sse2", set()),
+        ("aarch64", "asimd", {"arm64-generic", "rpi4"}),
+        ("aarch64", "asimd asimddp", {"arm64-generic", "rpi4", "rpi5"}),
+        ("riscv64", "", set()),
+    ],
+)
+def test_native_means_architecture_and_every_instruction(arch, flags, native):
+    machine = Host(arch, frozenset(flags.split()), "cpu")
+    found = {n for n, p in target.shipped().items() if machine.validation(p) is Validation.NATIVE}
+    assert found == native
+
+
+def test_cpuinfo_of_both_architectures():
+    x86 = ["model name\t: EPYC\n", "flags\t\t: fpu avx2\n", "flags\t\t: other\n"]
+    assert host.parse_cpuinfo(x86) == (frozenset({"fpu", "avx2"}), "EPYC")
+    assert host.parse_cpuinfo(["Features\t: fp asimd\n"]) == (frozenset({"fp", "asimd"}), "")
