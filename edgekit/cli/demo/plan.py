@@ -34,8 +34,8 @@ class ModelPlan:
 
 MODELS = (
     ModelPlan("1", (32, 64), 1, 1.0, "first model"),
-    ModelPlan("2", (64, 128), 1, 1.0, "twice as wide, better on every split"),
-    ModelPlan("3", (64, 128), 11, HALF_GAIN, "trained and evaluated on half-gain sensors"),
+    ModelPlan("2", (128, 256), 1, 1.0, "wider: more accurate"),
+    ModelPlan("3", (96, 192), 11, HALF_GAIN, "trained and evaluated on half-gain sensors"),
 )
 
 POLICY = {"confirm_inferences_min": 20, "confirm_s_min": 1.5, "unproven_after_s": 60.0}

@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 
 DILATIONS = (1, 2)
 LENGTHS = (7, 5)  # kernel length of the first and the second layer
-RIDGE = 30.0
+RIDGE = 300.0
 SHARPNESS = 4.0  # scale of the scores before softmax: ridge scores lie in about [-1, 1]
 OPSET = 17
 IR_VERSION = 9  # the newest that onnxruntime 1.20 reads
@@ -85,23 +85,31 @@ def _features(x: Array, branches: list[tuple[Layer, Layer]]) -> Array:
     return np.concatenate(parts, axis=1)
 
 
-def _head(features: Array, y: Array) -> tuple[Array, Array]:
-    """Weights (features, classes) and bias (classes,) of the ridge head, scaling folded in."""
+def _head(features: Array, y: Array) -> dict[str, Array]:
+    """Constants of the ridge head: standardise each feature, then a linear layer.
+
+    Standardising stays in the graph instead of being folded into the weights: averages and maxima
+    differ in range by much, and one quantization scale for all of them would drown the small ones.
+    """
     mean, std = features.mean(axis=0), features.std(axis=0) + 1e-6
     scaled = (features - mean) / std
     target = np.eye(len(LABELS))[y] * 2.0 - 1.0
     offset = target.mean(axis=0)
     gram = scaled.T @ scaled + RIDGE * np.eye(scaled.shape[1])
-    weights = np.linalg.solve(gram, scaled.T @ (target - offset)) / std[:, None]
-    return SHARPNESS * weights, SHARPNESS * (offset - mean @ weights)
+    return {
+        "mean": mean,
+        "scale": 1.0 / std,
+        "head.weight": SHARPNESS * np.linalg.solve(gram, scaled.T @ (target - offset)),
+        "head.bias": SHARPNESS * offset,
+    }
 
 
 def train(data: Split, path: Path, *, kernels: tuple[int, int], seed: int) -> None:
     """Train on ``data`` and write the model to ``path``: (batch, 24) to class probabilities."""
     series = data.x[:, None, :]
     branches = _random_branches(series, kernels, np.random.default_rng(seed))
-    weights, bias = _head(_features(series, branches), data.y)
-    onnx.save(_model(branches, weights, bias), str(path))
+    head = _head(_features(series, branches), data.y)
+    onnx.save(_model(branches, head), str(path))
 
 
 def _branch_nodes(
@@ -123,21 +131,20 @@ def _branch_nodes(
     return nodes
 
 
-def _model(branches: list[tuple[Layer, Layer]], weights: Array, bias: Array) -> onnx.ModelProto:
-    constants: dict[str, Array] = {
-        "axis": np.asarray([1], dtype=np.int64),
-        "head.weight": weights.astype(np.float32),
-        "head.bias": bias.astype(np.float32),
-    }
+def _model(branches: list[tuple[Layer, Layer]], head: dict[str, Array]) -> onnx.ModelProto:
+    constants = {name: value.astype(np.float32) for name, value in head.items()}
+    constants["axis"] = np.asarray([1], dtype=np.int64)
     pooled: list[str] = []
     nodes = [helper.make_node("Unsqueeze", [INPUT, "axis"], ["series"], name="series")]
     for branch in branches:
         nodes += _branch_nodes(branch, constants, pooled)
-    head = ["features", "head.weight", "head.bias"]
+    linear = ["standardised", "head.weight", "head.bias"]
     nodes += [
         helper.make_node("Concat", pooled, ["pooled"], name="pooled", axis=1),
         helper.make_node("Flatten", ["pooled"], ["features"], name="features", axis=1),
-        helper.make_node("Gemm", head, ["scores"], name="head"),
+        helper.make_node("Sub", ["features", "mean"], ["centred"], name="centred"),
+        helper.make_node("Mul", ["centred", "scale"], ["standardised"], name="standardised"),
+        helper.make_node("Gemm", linear, ["scores"], name="head"),
         helper.make_node("Softmax", ["scores"], [OUTPUT], name="softmax", axis=1),
     ]
     graph = helper.make_graph(
