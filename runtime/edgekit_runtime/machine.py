@@ -26,7 +26,7 @@ class Event(str, Enum):
     REVERT = "revert"  # the active bundle is unfit; the fallback takes over
     STRAND = "strand"  # nothing is left that can serve
     RESUME_TRIAL = "resume_trial"  # the candidate is withdrawn, the active one is on trial
-    RESUME = "resume"  # the candidate is withdrawn, the active one is proven
+    RESUME = "resume"  # the active one is desired after all, and proven
     REMOVE = "remove"  # the model is no longer desired here
 
 
@@ -36,28 +36,28 @@ _COLUMNS = (
     S.EMPTY, S.FETCHING, S.STAGED, S.VERIFIED, S.SELF_TEST,
     S.SHADOW, S.TRIAL, S.CONFIRMED, S.ROLLED_BACK, S.SAFE,
 )  # fmt: skip
-_F, _T, _C, _R, _X, _0 = S.FETCHING, S.TRIAL, S.CONFIRMED, S.ROLLED_BACK, S.SAFE, S.EMPTY
+_0, _F, _G, _V, _S, _H, _T, _C, _R, _X = _COLUMNS
 __ = IGNORED
 
 # Columns as above. One event a line; a blank is an event that cannot matter in that state.
 # fmt: off
 _ROWS: dict[Event, tuple[S | None, ...]] = {
-    #                   EMPTY FETCH     STAGED      VERIFIED     SELF_TEST SHADOW TRIAL CONF ROLLED SAFE
-    Event.ASSIGN:       (_F,  _F,       _F,         _F,          _F,       _F,    _F,   _F,  _F,    _F),
-    Event.FETCHED:      (__,  S.STAGED, __,         __,          __,       __,    __,   __,  __,    __),
-    Event.VERIFIED:     (__,  __,       S.VERIFIED, __,          __,       __,    __,   __,  __,    __),
-    Event.TEST:         (__,  __,       __,         S.SELF_TEST, __,       __,    __,   __,  __,    __),
-    Event.SHADOW:       (__,  __,       __,         __,          S.SHADOW, __,    __,   __,  __,    __),
-    Event.ACTIVATE:     (__,  __,       __,         __,          _T,       _T,    __,   __,  __,    __),
-    Event.REINSTATE:    (__,  __,       __,         __,          _C,       _C,    __,   __,  __,    __),
-    Event.CONFIRM:      (__,  __,       __,         __,          __,       __,    _C,   __,  __,    __),
-    Event.REFUSE:       (__,  _R,       _R,         _R,          _R,       _R,    __,   __,  __,    __),
+    #                   _0  _F  _G  _V  _S  _H  _T  _C  _R  _X
+    Event.ASSIGN:       (_F, _F, _F, _F, _F, _F, _F, _F, _F, _F),
+    Event.FETCHED:      (__, _G, __, __, __, __, __, __, __, __),
+    Event.VERIFIED:     (__, __, _V, __, __, __, __, __, __, __),
+    Event.TEST:         (__, __, __, _S, __, __, __, __, __, __),
+    Event.SHADOW:       (__, __, __, __, _H, __, __, __, __, __),
+    Event.ACTIVATE:     (__, __, __, __, _T, _T, __, __, __, __),
+    Event.REINSTATE:    (__, __, __, __, _C, _C, __, __, __, __),
+    Event.CONFIRM:      (__, __, __, __, __, __, _C, __, __, __),
+    Event.REFUSE:       (__, _R, _R, _R, _R, _R, __, __, __, __),
     # While a candidate is being prepared the active bundle may fail too: the preparation goes on.
-    Event.REVERT:       (__,  _F,       S.STAGED,   S.VERIFIED,  S.SELF_TEST, S.SHADOW, _R, _R, _R,  _R),
-    Event.STRAND:       (__,  _X,       _X,         _X,          _X,       _X,    _X,   _X,  _X,    _X),
-    Event.RESUME_TRIAL: (__,  _T,       _T,         _T,          _T,       _T,    __,   __,  __,    __),
-    Event.RESUME:       (__,  _C,       _C,         _C,          _C,       _C,    __,   __,  __,    __),
-    Event.REMOVE:       (_0,  _0,       _0,         _0,          _0,       _0,    _0,   _0,  _0,    _0),
+    Event.REVERT:       (__, _F, _G, _V, _S, _H, _R, _R, _R, __),
+    Event.STRAND:       (__, _X, _X, _X, _X, _X, _X, _X, _X, _X),
+    Event.RESUME_TRIAL: (__, _T, _T, _T, _T, _T, __, __, __, __),
+    Event.RESUME:       (__, _C, _C, _C, _C, _C, __, __, _C, __),
+    Event.REMOVE:       (_0, _0, _0, _0, _0, _0, _0, _0, _0, _0),
 }
 # fmt: on
 

@@ -129,12 +129,7 @@ def _assign(
 def _advance(name: str, model: ModelRecord, facts: Facts) -> list[Step]:
     active = model.active
     if active is not None and facts.loaded.get(name) != active.digest:
-        # Whatever else is to be done: first serve again.
-        if facts.busy:
-            return []
-        if not model.confirmed and model.tries <= 0:
-            return [steps.Revert(name, "crash loop: every try to run it was spent")]
-        return [steps.Load(name, spend_try=not model.confirmed and not facts.clean_start)]
+        return _serve_again(name, model, facts)  # whatever else is to be done
     if active is not None and not model.confirmed:
         reason = _unfit(model.policy, facts.trials.get(name, Trial()))
         if reason:
@@ -146,20 +141,29 @@ def _advance(name: str, model: ModelRecord, facts: Facts) -> list[Step]:
     return []
 
 
-def _prepare(name: str, model: ModelRecord, candidate: SlotRef, facts: Facts) -> list[Step]:
+def _serve_again(name: str, model: ModelRecord, facts: Facts) -> list[Step]:
     if facts.busy:
         return []
-    if model.state is SlotState.FETCHING:
-        return [] if name in facts.fetch_waits else [steps.Fetch(name)]
-    if model.state is SlotState.STAGED:
-        return [steps.Verify(name)]
-    if model.state is SlotState.VERIFIED:
-        return [steps.BeginTest(name)]
+    if not model.confirmed and model.tries <= 0:
+        return [steps.Revert(name, "crash loop: every try to run it was spent")]
+    return [steps.Load(name, spend_try=not model.confirmed and not facts.clean_start)]
+
+
+def _prepare(name: str, model: ModelRecord, candidate: SlotRef, facts: Facts) -> list[Step]:
+    if facts.busy or (model.state is SlotState.FETCHING and name in facts.fetch_waits):
+        return []
+    simple: dict[SlotState, Step] = {
+        SlotState.FETCHING: steps.Fetch(name),
+        SlotState.STAGED: steps.Verify(name),
+        SlotState.VERIFIED: steps.BeginTest(name),
+    }
+    if model.state in simple:
+        return [simple[model.state]]
     if candidate.digest in facts.ready:
         fallback = model.fallback
         proven = fallback is not None and fallback.digest == candidate.digest
         return [steps.Activate(name, proven)]
-    if model.tries <= 0:
+    if model.test_tries <= 0:
         return [steps.Refuse(name, "crash loop: every try of its self-test was spent")]
     return [steps.SelfTest(name)]
 

@@ -11,10 +11,10 @@ SLOT_NAMES = ("a", "b")
 
 
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One model. ``slot`` names where ``active`` lies; the candidate and the fallback use the other.
+    """One model. ``slot`` names where ``active`` lies; candidate and fallback use the other.
 
     ``confirmed`` says that ``active`` has proven itself here, so that going back to it needs no
-    second trial; ``tries`` are the loads left for whatever has not.
+    second trial. Tries are persisted *before* they are used: a load that kills the process counts.
     """
 
     state: SlotState = SlotState.EMPTY
@@ -26,7 +26,8 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     repository: str = ""  # of the candidate
     policy: Policy = Policy()
     retry_token: str = ""
-    tries: int = 0
+    tries: int = 0  # loads left for an active bundle that is not confirmed
+    test_tries: int = 0  # self-tests left for the candidate
     trial_s: float = 0.0  # time on trial before the last start
     unproven: bool = False
     failed: dict[str, Failure] = {}
@@ -50,10 +51,10 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole record. ``gen`` is the newest desired state taken; -1 when there was none yet."""
+    """The whole record. ``gen`` is the newest desired state taken; 0 when there was none yet."""
 
     schema: int = 1
-    gen: int = -1
+    gen: int = 0
     desired_digest: str = ""
     config: DeviceConfig = DeviceConfig()
     models: dict[str, ModelRecord] = {}

@@ -85,7 +85,7 @@ class Labels(msgspec.Struct, frozen=True, kw_only=True):
 class Region:
     """One region file, mapped. One process writes it; callers serialise the appends."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Map an existing region.
 
         Raises:
@@ -93,11 +93,12 @@ class Region:
         """
         self.path = path
         with translate_os_errors("map", path):
-            handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            handle = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
             try:
                 if os.fstat(handle).st_size != FILE_BYTES:
                     raise BadInputError(f"{path}: not {FILE_BYTES} bytes long")
-                self._map = mmap.mmap(handle, FILE_BYTES)
+                access = mmap.ACCESS_READ if read_only else mmap.ACCESS_WRITE
+                self._map = mmap.mmap(handle, FILE_BYTES, access=access)
             finally:
                 os.close(handle)
         try:

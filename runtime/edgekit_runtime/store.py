@@ -1,8 +1,8 @@
 """Blob store: content-addressed, resumable, verified from disk, collected by reachability.
 
 A download lands in ``<hex>.partial``, is fsynced, *read again* and hashed, then renamed. A bundle's
-manifest is stored last: where it lies, everything it names lies too (or has been damaged since, which
-`edgekit_runtime.bundles` finds by hashing again).
+manifest is stored last: where it lies, everything it names lies too (or has been damaged since,
+which `edgekit_runtime.bundles` finds by hashing again).
 """
 
 from __future__ import annotations
@@ -88,10 +88,15 @@ class BlobStore:
             self._disk.unlink(self._path(digest))
             return
         for blob in (manifest.config, *manifest.layers):
-            try:
-                self.reader.verify_blob(blob)
-            except EdgekitError:
+            if not self._intact(blob):
                 self._disk.unlink(self._path(blob.digest))
+
+    def _intact(self, blob: Descriptor) -> bool:
+        try:
+            self.reader.verify_blob(blob)
+        except EdgekitError:
+            return False
+        return True
 
     def _path(self, digest: str) -> Path:
         return self._folder / digests.hex_of(digest)

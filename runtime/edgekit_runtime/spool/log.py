@@ -3,8 +3,8 @@
 Frames are stored exactly as they are sent. Numbers of a (boot, lane) count from 0 without gaps;
 boot is persisted before the first record, so identities are never reused. An application ack
 removes frames from what is to be sent; a segment is deleted only when the cursor that remembers its
-acks is on disk. ``produced == acked + evicted + live + undrained`` holds at every moment, and through
-SIGKILL.
+acks is on disk. ``produced == acked + evicted + live + undrained`` holds at every moment, and
+through SIGKILL.
 
 Not thread-safe: the agent's control thread owns it.
 """

@@ -1,0 +1,250 @@
+"""The agent: one control thread that owns record, spool and link; one event loop that serves.
+
+Messages and finished jobs only wake the control thread; it then re-reads what is. A failing disk or
+broker never stops inference.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from edgekit.contracts import codec, topics
+from edgekit.contracts import digest as digests
+from edgekit.contracts.errors import EdgekitError
+from edgekit.contracts.frames import Lane
+from edgekit.contracts.limits import DESIRED_BYTES_MAX, SMALL_MESSAGE_BYTES_MAX
+from edgekit.contracts.messages import (
+    Ack,
+    Desired,
+    DeviceEvent,
+    DeviceProfile,
+    Health,
+    Record,
+    Reported,
+    check_policy,
+)
+from edgekit_runtime import process_facts
+from edgekit_runtime.counting import DRAIN_AT, Counting
+from edgekit_runtime.deployer import Deployer
+from edgekit_runtime.ports import Clock, Link, Verifier
+from edgekit_runtime.spool import Spool
+from edgekit_runtime.uplink import Uplink
+
+TICK_S = 0.1  # longest wait of the control thread: bounds how late a timer can be
+MAINTAIN_S = 1.0  # acknowledgements are persisted this often; a lost one is only sent again
+INBOX_MAX = 1024  # messages waiting for the control thread; the manager repeats what is dropped
+TROUBLE_S = 5.0  # between attempts after the disk refused
+WINDOW_S_MIN = 0.2
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything the agent is made of; built by `edgekit_runtime.wiring`."""
+
+    clock: Clock
+    link: Link
+    spool: Spool
+    counting: Counting
+    deployer: Deployer
+    uplink: Uplink
+    verifier: Verifier
+    profile: DeviceProfile
+    wake: threading.Event
+
+
+class Agent:
+    """Control side of the process."""
+
+    def __init__(self, parts: Parts, *, on_first_inference: Callable[[float], None]) -> None:
+        self._parts = parts
+        self._inbox: queue.Queue[tuple[str, bytes]] = queue.Queue(INBOX_MAX)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="control")
+        self._on_first_inference = on_first_inference
+        self._first_inference_s: float | None = None
+        self._first_saved = False
+        self._report_due = True
+        self._reported_at = -1e9
+        now = parts.clock.monotonic()
+        self._drain_at = now + parts.deployer.record.config.window_s
+        self._maintain_at = now
+        self._refused: str = ""
+        self.failure: Exception | None = None
+        self.on_end: Callable[[], object] = lambda: None  # the control thread has ended
+        parts.link.on_message = self._arrived
+        parts.link.on_connect = self._connected
+
+    def start(self) -> None:
+        """Begin working; returns at once."""
+        self._thread.start()
+        self._parts.link.start()
+
+    def stop(self) -> None:
+        """Stop in order: drain the counters, mark the record clean, say goodbye."""
+        self._stopping.set()
+        self._parts.wake.set()
+        self._thread.join()
+        self._parts.link.stop()
+
+    def answered(self) -> None:
+        """An inference was answered (called from the event loop)."""
+        if self._first_inference_s is None:
+            self._first_inference_s = process_facts.age_s()
+            self._parts.wake.set()
+
+    # --- called by the link's thread -----------------------------------------------------------
+
+    def _arrived(self, leaf: str, payload: bytes) -> None:
+        try:
+            self._inbox.put_nowait((leaf, payload))
+        except queue.Full:
+            log.warning("inbox full: dropped a message on %s, it will be repeated", leaf)
+        self._parts.wake.set()
+
+    def _connected(self) -> None:
+        self._arrived("connected", b"")
+
+    # --- control thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        parts = self._parts
+        try:
+            self._announce()
+            while not self._stopping.is_set():
+                try:
+                    self._step()
+                except EdgekitError as exc:
+                    # Disk full or damaged: telemetry waits in the rings, inference goes on.
+                    log.error("%s", exc.message)  # noqa: TRY400 - expected, one line
+                    self._stopping.wait(TROUBLE_S)
+                parts.wake.wait(TICK_S)
+                parts.wake.clear()
+            self._close()
+        except Exception as exc:  # noqa: BLE001 - handed to the main thread, which ends the process
+            self.failure = exc
+            self.on_end()
+
+    def _announce(self) -> None:
+        parts = self._parts
+        self._emit(
+            DeviceEvent(
+                kind="start",
+                detail=f"agent {parts.profile.agent_version}, boot {parts.spool.cursor.boot}",
+                at=parts.clock.wall(),
+            )
+        )
+        for note in (*parts.spool.notes, *parts.counting.notes):
+            log.warning("%s", note)
+            self._emit(DeviceEvent(kind="recovery", detail=note[:500], at=parts.clock.wall()))
+
+    def _emit(self, record: Record) -> None:
+        emit(self._parts.spool, record)
+
+    def _step(self) -> None:
+        parts = self._parts
+        self._read_inbox()
+        if parts.deployer.advance():
+            self._report_due = True
+        now = parts.clock.monotonic()
+        window_s = max(WINDOW_S_MIN, parts.deployer.record.config.window_s)
+        # A shorter window takes effect at once, not after the old one has run out.
+        self._drain_at = min(self._drain_at, now + window_s)
+        if now >= self._drain_at or parts.counting.fullest() >= DRAIN_AT:
+            self._drain_at = now + window_s
+            parts.counting.drain()
+            parts.deployer.checkpoint()
+        parts.uplink.pump()
+        if now >= self._maintain_at:
+            self._maintain_at = now + MAINTAIN_S
+            parts.spool.flush()
+            parts.spool.maintain()
+            parts.counting.retire()
+        if self._first_inference_s is not None and not self._first_saved:
+            self._first_saved = self._report_due = True
+            self._on_first_inference(self._first_inference_s)
+        overdue = now - self._reported_at >= parts.deployer.record.config.report_s
+        if (self._report_due or overdue) and self._report():
+            self._report_due = False
+            self._reported_at = now
+
+    def _read_inbox(self) -> None:
+        while True:
+            try:
+                leaf, payload = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                self._take(leaf, payload)
+            except EdgekitError as exc:
+                log.warning("%s: %s", leaf, exc.message)
+                if leaf == topics.DESIRED:
+                    self._refused = f"desired state refused: {exc.message}"
+                    self._report_due = True
+
+    def _take(self, leaf: str, payload: bytes) -> None:
+        parts = self._parts
+        if leaf == "connected":
+            parts.uplink.reset()
+            self._report_due = True
+        elif leaf == topics.ACK:
+            ack = codec.decode(Ack, payload, what="ack", bytes_max=SMALL_MESSAGE_BYTES_MAX)
+            parts.uplink.acknowledge(ack)
+        elif leaf == topics.DESIRED and payload:
+            envelope = codec.open_envelope(payload, what="desired", bytes_max=DESIRED_BYTES_MAX)
+            inner = bytes(envelope.payload)
+            parts.verifier.desired(inner, envelope.sig)
+            desired = codec.decode(Desired, inner, what="desired")
+            for deployment in desired.deployments.values():
+                check_policy(deployment.policy)
+                for variant in deployment.variants.values():
+                    digests.parse(variant.digest)
+            self._refused = ""
+            parts.deployer.offer(desired, digests.of_bytes(inner))
+
+    def _report(self) -> bool:
+        parts = self._parts
+        record, cursor = parts.deployer.record, parts.spool.cursor
+        document = Reported(
+            gen_observed=record.gen,
+            desired_digest=record.desired_digest,
+            profile=parts.profile,
+            boot=cursor.boot,
+            epoch=cursor.epoch,
+            models={name: model.report() for name, model in record.models.items()},
+            device_state=record.device_state,
+            health=Health(
+                pid=os.getpid(),
+                rss_bytes=process_facts.rss_bytes(),
+                start_to_first_inference_s=self._first_inference_s,
+                inferences=parts.counting.produced(),
+                spool=parts.spool.report(),
+            ),
+            at=parts.clock.wall(),
+            note=self._refused or record.note,
+        )
+        return parts.link.publish(topics.REPORTED, codec.encode(document), retain=True)
+
+    def _close(self) -> None:
+        parts = self._parts
+        parts.counting.drain()
+        parts.uplink.pump()
+        parts.spool.flush()
+        parts.spool.maintain()
+        parts.deployer.checkpoint(clean=True)
+        self._report()
+
+
+def emit(spool: Spool, record: Record) -> None:
+    """Store an audit record; a full disk loses the record, not the agent."""
+    try:
+        spool.append(Lane.AUDIT, [record])
+    except EdgekitError as exc:
+        log.error("audit record %s lost: %s", msgspec.json.encode(record), exc.message)  # noqa: TRY400

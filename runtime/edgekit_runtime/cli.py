@@ -1,0 +1,111 @@
+"""The ``edgekit-agent`` command."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit import __version__
+from edgekit.contracts.errors import GateFailedError
+from edgekit.contracts.verdict import Outcome
+from edgekit_runtime import config as configuration
+from edgekit_runtime import console
+
+app = typer.Typer(
+    name="edgekit-agent",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Run models on this device, offline, and report to the fleet manager.",
+)
+ConfigOption = Annotated[
+    Path, typer.Option("--config", help="Agent configuration (TOML); EDGEKIT_* override it.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        console.emit(f"edgekit-agent {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(config: ConfigOption) -> None:
+    """Serve inference and follow the desired state until SIGTERM."""
+    from edgekit_runtime import server, wiring  # noqa: PLC0415 - only this command needs them
+    from edgekit_runtime.lock import StateLock  # noqa: PLC0415
+
+    loaded = configuration.load(config, os.environ)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format=f"%(asctime)s %(levelname).1s {loaded.device.id} %(name)s: %(message)s",
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    wiring.detect_profile(loaded)  # a wrong configuration fails before anything is touched
+    wiring.prepare_state(loaded.device.state_dir)
+    lock = StateLock(loaded.device.state_dir)
+    sockets = server.bind(loaded)
+    agent, inference = wiring.build(loaded)
+    try:
+        asyncio.run(server.serve(agent, inference, sockets))
+    finally:
+        loaded.socket_path.unlink(missing_ok=True)
+        lock.release()
+    if agent.failure is not None:
+        raise agent.failure
+
+
+@app.command()
+def status(config: ConfigOption, json: JsonOption = False) -> None:
+    """Show the device's state from its state folder; the agent need not run."""
+    from edgekit_runtime import status as reading  # noqa: PLC0415 - numpy is slow to import
+
+    found = reading.read(configuration.load(config, os.environ))
+    if json:
+        console.emit_json(found)
+    else:
+        console.emit(reading.describe(found))
+
+
+@app.command()
+def selftest(config: ConfigOption, json: JsonOption = False) -> None:
+    """Replay the golden set of every bundle this device serves or could go back to."""
+    from edgekit_runtime import selftest as testing  # noqa: PLC0415 - loads the engine
+
+    result = testing.run(configuration.load(config, os.environ))
+    if json:
+        console.emit_json(result)
+    else:
+        for name, verdict in result.verdicts.items():
+            console.emit(f"{verdict.outcome.value}  {name}: {verdict.reason}")
+        if not result.verdicts:
+            console.emit("nothing is deployed on this device")
+    if result.outcome is not Outcome.PASS:
+        raise GateFailedError("self-test failed", hint="the failing bundles are listed on stdout")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    console.run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Agent configuration: one TOML file, overridden by ``EDGEKIT_<SECTION>_<KEY>`` variables.
+
+::
+
+    [device]
+    id = "meter-07"
+    tenant = "default"
+    state_dir = "/var/lib/edgekit"
+    targets = ["x86-64-v3"]        # default: detected, best first
+    [device.labels]
+    site = "north"
+    [broker]
+    host = "127.0.0.1"
+    port = 1883
+    [serve]
+    socket = "/run/edgekit/agent.sock"   # default: <state_dir>/agent.sock
+    port = 8471                          # loopback only; default: none
+    [spool]
+    bytes_max = 67108864
+
+How long a telemetry window is, how often the device reports and where bundles lie comes from the
+manager, in the desired state.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from edgekit.contracts.errors import UsageError, translate_os_errors
+from edgekit.contracts.ids import check_name, shard_of
+from edgekit.contracts.limits import LABELS_MAX
+from edgekit.contracts.topics import Address
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ENV_PREFIX = "EDGEKIT_"
+SOCKET_PATH_BYTES_MAX = 107  # sun_path without its final zero (unix(7))
+SPOOL_BYTES_MIN = 2 * 1024 * 1024  # a few segments: below, eviction has nothing to choose from
+CONFIG_BYTES_MAX = 1024 * 1024
+T = TypeVar("T")
+
+
+class DeviceSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who this device is."""
+
+    id: str
+    state_dir: Path
+    tenant: str = "default"
+    labels: dict[str, str] = {}
+    targets: tuple[str, ...] | None = None
+
+
+class BrokerSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the MQTT broker is."""
+
+    host: str = "127.0.0.1"
+    port: int = 1883
+
+
+class ServeSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where applications reach the model."""
+
+    socket: Path | None = None
+    port: int | None = None
+    threads: int = 1  # of the engine, per inference
+    body_bytes_max: int = 8 * 1024 * 1024
+
+
+class SpoolSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Store-and-forward buffer."""
+
+    bytes_max: int = 64 * 1024 * 1024
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    device: DeviceSection
+    broker: BrokerSection = BrokerSection()
+    serve: ServeSection = ServeSection()
+    spool: SpoolSection = SpoolSection()
+
+    @property
+    def address(self) -> Address:
+        """Where this device lives on the broker."""
+        return Address(self.device.tenant, shard_of(self.device.id), self.device.id)
+
+    @property
+    def socket_path(self) -> Path:
+        """The Unix socket to serve on."""
+        return self.serve.socket or self.device.state_dir / "agent.sock"
+
+
+def load(path: Path, environ: Mapping[str, str]) -> AgentConfig:
+    """Read and check the configuration.
+
+    Raises:
+        BadInputError: the file cannot be read.
+        UsageError: not TOML, an unknown or missing key, or a value that cannot be used.
+    """
+    with translate_os_errors("read", path):
+        raw = path.read_bytes()[:CONFIG_BYTES_MAX]
+    try:
+        document = tomllib.loads(raw.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise UsageError(f"{path}: not TOML: {exc}") from exc
+    _override(document, environ)
+    return check(document, str(path))
+
+
+def check(document: Mapping[str, Any], what: str) -> AgentConfig:
+    """The configuration in ``document``.
+
+    Raises:
+        UsageError: names the key.
+    """
+    try:
+        config = msgspec.convert(
+            document, AgentConfig, strict=False, dec_hook=_decode, builtin_types=()
+        )
+    except msgspec.ValidationError as exc:
+        raise UsageError(f"{what}: {exc}", hint="see `edgekit-agent run --help`") from exc
+    device = config.device
+    check_name(device.id, f"{what}: device id")
+    check_name(device.tenant, f"{what}: tenant")
+    _require(len(device.labels) <= LABELS_MAX, what, f"more than {LABELS_MAX} labels")
+    _require(1 <= config.broker.port <= 65535, what, f"[broker] port {config.broker.port}")
+    port = config.serve.port
+    _require(port is None or 1 <= port <= 65535, what, f"[serve] port {port}")
+    _require(config.serve.threads >= 1, what, f"[serve] threads {config.serve.threads}")
+    _require(config.serve.body_bytes_max >= 1024, what, "[serve] body_bytes_max is below 1024")
+    _require(
+        config.spool.bytes_max >= SPOOL_BYTES_MIN,
+        what,
+        f"[spool] bytes_max {config.spool.bytes_max} is below {SPOOL_BYTES_MIN}",
+    )
+    length = len(str(config.socket_path.absolute()).encode())
+    _require(
+        length <= SOCKET_PATH_BYTES_MAX,
+        what,
+        f"socket path of {length} bytes, the system allows {SOCKET_PATH_BYTES_MAX}: "
+        f"{config.socket_path} (set [serve] socket)",
+    )
+    return config
+
+
+def _require(ok: bool, what: str, problem: str) -> None:
+    if not ok:
+        raise UsageError(f"{what}: {problem}", hint="correct the configuration")
+
+
+def _decode(kind: type[T], value: Any) -> T:
+    if kind is Path and isinstance(value, str) and value:
+        return kind(value)  # type: ignore[call-arg]
+    raise TypeError(f"expected a path, got {value!r}")
+
+
+def _override(document: dict[str, Any], environ: Mapping[str, str]) -> None:
+    sections = {
+        "device": DeviceSection,
+        "broker": BrokerSection,
+        "serve": ServeSection,
+        "spool": SpoolSection,
+    }
+    for section, kind in sections.items():
+        for key in kind.__struct_fields__:
+            value = environ.get(f"{ENV_PREFIX}{section}_{key}".upper())
+            if value is None or key == "labels":
+                continue
+            table = document.setdefault(section, {})
+            if isinstance(table, dict):
+                table[key] = value.split(",") if key == "targets" else value

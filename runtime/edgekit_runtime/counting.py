@@ -1,0 +1,228 @@
+"""Region files of all models: opened at start, drained into the spool exactly once, retired.
+
+Draining appends a window to the spool durably and only then moves the region's tail. A crash
+between the two is mended at start: the spool tells how far each region was drained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgekit.contracts.errors import BadInputError
+from edgekit.contracts.frames import Lane
+from edgekit.contracts.messages import Window
+from edgekit_runtime.guard import Flags
+from edgekit_runtime.journal import Journal
+from edgekit_runtime.monitors import windows
+from edgekit_runtime.planner import Trial
+from edgekit_runtime.ports import Clock, Disk
+from edgekit_runtime.region import CAPACITY, Kind, Labels, Region
+from edgekit_runtime.spool import Spool
+
+_SUFFIX = ".rgn"
+DRAIN_AT = CAPACITY // 2  # a ring fuller than this is drained before its window is over
+_OUTPUT_NAN = int(Flags.OUTPUT_NAN)
+
+
+class TrialCounter:
+    """Counts what a region recorded on trial; after a restart only what the ring still holds."""
+
+    def __init__(
+        self, region: Region, started: float, *, before_s: float = 0.0, fresh: bool = True
+    ) -> None:
+        self.region = region
+        self._started = started
+        self._before_s = before_s
+        self._position = region.head if fresh else max(0, region.head - CAPACITY)
+        self._n = self._errors = self._nan = 0
+
+    def move(self, region: Region, now: float) -> None:
+        """The same trial goes on under other labels."""
+        self.read(now)
+        self.region, self._position = region, region.head
+
+    def read(self, now: float) -> Trial:
+        """Figures up to now (monotonic seconds)."""
+        head = self.region.head
+        first = max(self._position, head - CAPACITY)
+        found = self.region.records(first, head)[self.region.intact(first, head)]
+        self._position = head
+        kinds, flags = found["kind"], found["flags"]
+        errors = int((kinds == Kind.ERROR).sum())
+        predictions = kinds == Kind.PREDICTION
+        self._errors += errors
+        self._nan += int((predictions & ((flags & _OUTPUT_NAN) != 0)).sum())
+        self._n += int(predictions.sum()) + errors
+        seconds = self._before_s + now - self._started
+        return Trial(n=self._n, errors=self._errors, nan=self._nan, seconds=seconds)
+
+
+class Counting:
+    """Owns the region files below ``root``; used by the control thread."""
+
+    def __init__(self, disk: Disk, root: Path, clock: Clock, spool: Spool) -> None:
+        self._disk = disk
+        self._root = root
+        self._clock = clock
+        self._spool = spool
+        self._journals: dict[str, Journal] = {}
+        self._current: dict[str, Region] = {}
+        self.notes: list[str] = []
+        disk.make_dir(root)
+        self._open_all()
+
+    def journal(self, model: str) -> Journal:
+        """The journal of ``model``; made on first use."""
+        return self._journals.setdefault(model, Journal())
+
+    def begin(self, labels: Labels) -> Region:
+        """The region that counts under ``labels`` from now on: the one there is, or a new one.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        journal = self.journal(labels.model)
+        for region in journal.regions():
+            if region.labels == labels:
+                self._current[labels.model] = region
+                return region
+        numbers = [int(name.removesuffix(_SUFFIX)) for name in self._names()]
+        path = self._root / f"{max(numbers, default=0) + 1:08d}{_SUFFIX}"
+        region = Region.create(self._disk, path, labels)
+        journal.add(region)
+        self._current[labels.model] = region
+        return region
+
+    def drain(self) -> int:
+        """Move everything counted so far into the spool; returns the number of windows.
+
+        Raises:
+            ResourceError: the spool cannot take a window; nothing is lost, the ring keeps it.
+        """
+        count = 0
+        for region in self._regions():
+            count += self._drain_region(region)
+        return count
+
+    def fullest(self) -> int:
+        """Most undrained records in any ring."""
+        return max((region.head - region.tail for region in self._regions()), default=0)
+
+    def undrained(self) -> int:
+        """Inferences counted and not yet in the spool."""
+        return sum(_undrained(region) for region in self._regions())
+
+    def produced(self) -> int:
+        """Inferences counted since the storage began, from the rings' own running counts."""
+        here = sum(region.counted for region in self._regions())
+        return here + self._spool.cursor.retired_inferences
+
+    def retire(self) -> None:
+        """Remove drained regions that nothing refers to any more."""
+        for model, journal in self._journals.items():
+            gone = journal.retire(self._current.get(model))
+            if not gone:
+                continue
+            cursor = self._spool.cursor
+            # The sum is persisted before the file goes; the name stops a crash from adding twice.
+            self._spool.update_cursor(
+                retired_inferences=cursor.retired_inferences + sum(r.counted for r in gone),
+                retired_regions=tuple(region.region for region in gone),
+            )
+            for region in gone:
+                region.close()
+                self._disk.unlink(region.path)
+            self._disk.sync_dir(self._root)
+
+    def _regions(self) -> Iterator[Region]:
+        for journal in self._journals.values():
+            yield from journal.regions()
+
+    def _names(self) -> list[str]:
+        names = self._disk.names(self._root)
+        return [n for n in names if n.endswith(_SUFFIX) and n.removesuffix(_SUFFIX).isdigit()]
+
+    def _open_all(self) -> None:
+        for name in self._names():
+            path = self._root / name
+            region = self._open(path)
+            if region is None:
+                continue
+            if region.region in self._spool.cursor.retired_regions:
+                region.close()
+                self._disk.unlink(path)
+                continue
+            self.journal(region.labels.model).add(region)
+
+    def _open(self, path: Path) -> Region | None:
+        try:
+            region = Region(path)
+            drained = self._spool.drained.get(region.region, 0)
+            beyond = self._spool.drained.get(region.region + windows.OVERFLOW_SUFFIX, 0)
+        except BadInputError as exc:
+            self._set_aside(path, exc.message)
+            return None
+        if drained > region.head or beyond > region.overflow[1]:
+            region.close()
+            self._set_aside(path, f"{path.name}: older than what was drained from it")
+            return None
+        region.advance(drained, beyond)
+        return region
+
+    def _set_aside(self, path: Path, why: str) -> None:
+        """A power cut tore this region: what it still held is lost, and said to be."""
+        self.notes.append(f"counter region moved aside: {why}")
+        self._disk.rename(path, path.with_name(path.name + ".broken"))
+
+    def _drain_region(self, region: Region) -> int:
+        found: list[Window] = []
+        now, quality = self._clock.wall(), self._clock.quality()
+        first, last = region.tail, region.head
+        if last > first:
+            found.append(
+                windows.aggregate(
+                    region.labels,
+                    region.region,
+                    first,
+                    region.records(first, last),
+                    region.intact(first, last),
+                    now=now,
+                    clock=quality,
+                )
+            )
+        lost_first, lost_last = region.overflow
+        if lost_last > lost_first:
+            found.append(
+                windows.overflowed(
+                    region.labels, region.region, lost_first, lost_last, now=now, clock=quality
+                )
+            )
+        if found:
+            self._spool.append(Lane.HEALTH, found, sync=True)
+            region.advance(last, lost_last)
+        return len(found)
+
+
+def _undrained(region: Region) -> int:
+    first, last = region.overflow
+    return region.inferences(region.tail, region.head) + last - first
+
+
+def peek_totals(disk: Disk, root: Path, spool: Spool) -> tuple[int, int]:
+    """(produced, undrained) of a state folder, for ``status``: nothing is changed."""
+    produced, undrained = spool.cursor.retired_inferences, 0
+    for name in disk.names(root):
+        if not name.endswith(_SUFFIX):
+            continue
+        try:
+            region = Region(root / name, read_only=True)
+        except BadInputError:
+            continue
+        if region.region not in spool.cursor.retired_regions:
+            produced += region.counted
+            drained = max(region.tail, spool.drained.get(region.region, 0))
+            first, last = region.overflow
+            undrained += region.inferences(min(drained, region.head), region.head) + last - first
+        region.close()
+    return produced, undrained

@@ -1,0 +1,524 @@
+"""Executes the planner's steps: the only writer of the deployment record.
+
+Every change is persisted before it takes effect: a crash at any point leaves a record from which
+the planner finds its way. Slow steps run on a job thread; their results are matched with the
+candidate they were meant for and dropped when that has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+from typing_extensions import assert_never
+
+from edgekit.contracts import digest as digests
+from edgekit.contracts.backoff import Backoff
+from edgekit.contracts.errors import EdgekitError, ResourceError, UnavailableError
+from edgekit.contracts.messages import (
+    Desired,
+    DeviceEvent,
+    Failure,
+    Record,
+    SlotEvent,
+    SlotRef,
+)
+from edgekit.contracts.states import SlotState
+from edgekit.contracts.verdict import Outcome
+from edgekit.stats.bins import CONFIDENCE_BINS
+from edgekit_runtime import bundles, planner, predictor, steps
+from edgekit_runtime.bundles import Bundle
+from edgekit_runtime.counting import Counting, TrialCounter
+from edgekit_runtime.errors import UnsuitableError
+from edgekit_runtime.jobs import Done, JobRunner
+from edgekit_runtime.machine import Event, next_state
+from edgekit_runtime.monitors.windows import class_count
+from edgekit_runtime.planner import Facts
+from edgekit_runtime.ports import Clock, Disk, Fetcher
+from edgekit_runtime.predictor import Predictor
+from edgekit_runtime.record import SLOT_NAMES, DeploymentRecord, ModelRecord
+from edgekit_runtime.region import Labels, Region
+from edgekit_runtime.session import Session
+from edgekit_runtime.store import BlobStore
+from edgekit_runtime.twocopy import TwoCopy
+
+STEPS_MAX = 256  # per call; a plan that never settles would starve telemetry
+FAILED_MAX = 16  # quarantined digests remembered per model
+AUDITED = frozenset(
+    {
+        SlotState.TRIAL,
+        SlotState.CONFIRMED,
+        SlotState.ROLLED_BACK,
+        SlotState.SAFE,
+        SlotState.EMPTY,
+    }
+)
+
+
+@dataclass
+class _Attempts:
+    """Download attempts of one candidate; kept in memory, so that a restart tries anew."""
+
+    count: int = 0
+    due: float = 0.0
+    refetched: bool = False
+    backoff: Backoff = field(default_factory=lambda: Backoff(base_s=1.0, cap_s=60.0))
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the deployer works with."""
+
+    disk: Disk
+    clock: Clock
+    store: BlobStore
+    counting: Counting
+    state_dir: Path
+    targets: tuple[str, ...]
+    threads: int
+    fetcher: Callable[[str | None], Fetcher | None]  # from an artifacts_url
+    emit: Callable[[Record], None]  # audit records go to the spool
+    wake: Callable[[], None]
+
+
+class Deployer:
+    """Belongs to the control thread; `sessions` may be read by any."""
+
+    def __init__(self, env: Environment) -> None:
+        self._env = env
+        self._file = TwoCopy(env.disk, env.state_dir, "record", DeploymentRecord)
+        loaded = self._file.load()
+        self.record = loaded.value or DeploymentRecord()
+        self._clean_start = self.record.clean
+        self.sessions: dict[str, Session] = {}
+        self._ready: dict[str, Predictor] = {}
+        self._attempts: dict[str, _Attempts] = {}
+        self._trials: dict[str, TrialCounter] = {}
+        self._jobs = JobRunner(env.wake)
+        self._desired: tuple[Desired, str] | None = None
+        if loaded.broken:
+            env.emit(
+                DeviceEvent(
+                    kind="record_rebuilt",
+                    detail="both copies of the deployment record were unreadable",
+                    at=env.clock.wall(),
+                )
+            )
+        for name in self.record.models:
+            self._session(name)
+
+    def offer(self, desired: Desired, digest: str) -> None:
+        """A desired state arrived; whether it is taken is the planner's to say."""
+        self._desired = (desired, digest)
+
+    def advance(self) -> bool:
+        """Do what is to be done now; whether anything happened."""
+        changed = self._jobs.take()
+        for _ in range(STEPS_MAX):
+            desired, self._desired = self._desired, None
+            plan = planner.plan(self.record, desired, self._facts())
+            if not plan:
+                break
+            changed = True
+            for step in plan:
+                self._execute(step)
+        if changed and not self._jobs.busy:
+            self._env.store.collect(
+                sorted(d for model in self.record.models.values() for d in model.digests())
+            )
+        return changed
+
+    def checkpoint(self, *, clean: bool = False) -> None:
+        """Persist the time spent on trial; ``clean`` marks an orderly stop."""
+        record = self.record
+        for name, trial in self._trials.items():
+            model = record.models.get(name)
+            if model is not None and model.state is SlotState.TRIAL:
+                seconds = trial.read(self._env.clock.monotonic()).seconds
+                record = record.with_model(name, msgspec.structs.replace(model, trial_s=seconds))
+        if record is not self.record or clean != record.clean:
+            self._save(msgspec.structs.replace(record, clean=clean))
+
+    # --- what is -------------------------------------------------------------------------------
+
+    def _facts(self) -> Facts:
+        now = self._env.clock.monotonic()
+        waits = {
+            name
+            for name, model in self.record.models.items()
+            if model.candidate is not None
+            and self._attempts.get(model.candidate.digest, _Attempts()).due > now
+        }
+        return Facts(
+            targets=self._env.targets,
+            loaded={
+                name: session.live.ref.digest
+                for name, session in self.sessions.items()
+                if session.live is not None
+            },
+            ready=frozenset(self._ready),
+            busy=self._jobs.busy,
+            fetch_waits=frozenset(waits),
+            trials={name: trial.read(now) for name, trial in self._trials.items()},
+            clean_start=self._clean_start,
+        )
+
+    def _model(self, name: str) -> ModelRecord:
+        return self.record.models.get(name, ModelRecord())
+
+    def _session(self, name: str) -> Session:
+        session = self.sessions.get(name)
+        if session is None:
+            session = Session(name, self._env.counting.journal(name), self._env.clock)
+            # Readers on other threads see either the old or the new dictionary.
+            self.sessions = {**self.sessions, name: session}
+        return session
+
+    def _save(self, record: DeploymentRecord) -> None:
+        self._file.save(record)
+        self.record = record
+
+    def _change(self, name: str, event: Event | None, reason: str = "", **changes: object) -> None:
+        """Persist ``changes`` and the state that ``event`` leads to (the same when ignored)."""
+        old = self._model(name)
+        state = (next_state(old.state, event) if event else None) or old.state
+        new = msgspec.structs.replace(old, state=state, **changes)
+        self._save(self.record.with_model(name, new))
+        if state is not old.state and state in AUDITED:
+            ref = new.active or old.candidate or old.active
+            self._env.emit(
+                SlotEvent(
+                    model=name,
+                    digest=ref.digest if ref else "",
+                    release=ref.release if ref else "",
+                    rollout=ref.rollout if ref else "",
+                    state=state,
+                    reason=reason,
+                    at=self._env.clock.wall(),
+                )
+            )
+
+    # --- what to do ----------------------------------------------------------------------------
+
+    def _execute(self, step: steps.Step) -> None:  # noqa: C901, PLR0912 - one branch a step
+        if isinstance(step, steps.Adopt):
+            self._adopt(step)
+        elif isinstance(step, steps.Relabel):
+            self._relabel(step)
+        elif isinstance(step, steps.Remove):
+            self._remove(step)
+        elif isinstance(step, steps.Observe):
+            self._save(
+                msgspec.structs.replace(
+                    self.record,
+                    gen=step.gen,
+                    desired_digest=step.digest,
+                    config=step.config,
+                    note=step.note,
+                )
+            )
+        elif isinstance(step, steps.Fetch):
+            self._fetch(step)
+        elif isinstance(step, steps.Verify):
+            self._verify(step)
+        elif isinstance(step, steps.BeginTest):
+            self._change(step.model, Event.TEST)
+        elif isinstance(step, steps.SelfTest):
+            self._self_test(step)
+        elif isinstance(step, steps.Activate):
+            self._activate(step)
+        elif isinstance(step, steps.Load):
+            self._load(step)
+        elif isinstance(step, steps.Confirm):
+            self._trials.pop(step.model, None)
+            self._change(
+                step.model, Event.CONFIRM, "trial passed", confirmed=True, tries=0, unproven=False
+            )
+        elif isinstance(step, steps.MarkUnproven):
+            self._change(step.model, None, unproven=True)
+        elif isinstance(step, steps.Refuse):
+            self._refuse(step.model, step.reason)
+        elif isinstance(step, steps.Revert):
+            self._revert(step.model, step.reason)
+        else:
+            assert_never(step)
+
+    def _adopt(self, step: steps.Adopt) -> None:
+        model = self._model(step.model)
+        digest = step.candidate.digest
+        self._session(step.model)
+        self._attempts[digest] = _Attempts()
+        self._ready = {}
+        self._change(
+            step.model,
+            Event.ASSIGN,
+            candidate=step.candidate,
+            repository=step.repository,
+            policy=step.policy,
+            retry_token=step.retry_token,
+            test_tries=step.policy.trial_tries,
+            failed={key: value for key, value in model.failed.items() if key != digest},
+            fetched_bytes=0,
+        )
+
+    def _relabel(self, step: steps.Relabel) -> None:
+        model = self._model(step.model)
+        self._change(
+            step.model,
+            Event.RESUME if model.confirmed else Event.RESUME_TRIAL,
+            "already active",
+            active=step.active,
+            candidate=None,
+            policy=step.policy,
+            retry_token=step.retry_token,
+            fetched_bytes=0,
+        )
+        live = self._session(step.model).live
+        if live is not None and live.ref.digest == step.active.digest:
+            region = self._serve(step.model, live.predictor)
+            trial = self._trials.get(step.model)
+            if trial is not None:
+                trial.move(region, self._env.clock.monotonic())
+
+    def _remove(self, step: steps.Remove) -> None:
+        self._session(step.model).stop()
+        self._trials.pop(step.model, None)
+        self._change(
+            step.model,
+            Event.REMOVE,
+            "no longer desired",
+            active=None,
+            fallback=None,
+            candidate=None,
+            confirmed=False,
+        )
+
+    def _fetch(self, step: steps.Fetch) -> None:
+        model = self._model(step.model)
+        candidate = model.candidate
+        if candidate is None or self._jobs.busy:
+            return
+        url, store = self.record.config.artifacts_url, self._env.store
+
+        def work() -> int:
+            fetcher = self._env.fetcher(url)
+            return store.fetch_bundle(fetcher, model.repository, candidate.digest)
+
+        def finish(done: Done) -> None:
+            if not self._is_candidate(step.model, candidate, SlotState.FETCHING):
+                return
+            if done.error is None:
+                fetched = self._model(step.model).fetched_bytes + int(done.value)
+                self._change(step.model, Event.FETCHED, fetched_bytes=fetched)
+            elif isinstance(done.error, (UnavailableError, ResourceError)):
+                self._retry_later(step.model, candidate, done.error)
+            else:
+                self._refuse(step.model, done.error.message)
+
+        self._jobs.start(f"fetch-{step.model}", work, finish)
+
+    def _retry_later(self, name: str, candidate: SlotRef, error: EdgekitError) -> None:
+        attempts = self._attempts.setdefault(candidate.digest, _Attempts())
+        attempts.count += 1
+        if attempts.count >= self._model(name).policy.download_attempts_max:
+            self._refuse(name, f"download failed {attempts.count} times: {error.message}")
+            return
+        attempts.due = self._env.clock.monotonic() + attempts.backoff.next_delay_s()
+        note = f"{name}: download attempt {attempts.count}: {error.message}"
+        self._save(msgspec.structs.replace(self.record, note=note))
+
+    def _verify(self, step: steps.Verify) -> None:
+        candidate = self._model(step.model).candidate
+        if candidate is None or self._jobs.busy:
+            return
+
+        def finish(done: Done) -> None:
+            if not self._is_candidate(step.model, candidate, SlotState.STAGED):
+                return
+            if done.error is None:
+                version = done.value.manifest.version
+                known = msgspec.structs.replace(candidate, version=version)
+                self._change(step.model, Event.VERIFIED, candidate=known)
+                return
+            attempts = self._attempts.setdefault(candidate.digest, _Attempts())
+            if isinstance(done.error, UnsuitableError) or attempts.refetched:
+                self._refuse(step.model, done.error.message)
+                return
+            # Damaged on this disk since it was stored: fetch it once more, then give up.
+            attempts.refetched = True
+            self._env.store.discard_damaged(candidate.digest)
+            self._change(step.model, Event.ASSIGN)
+
+        self._jobs.start(
+            f"verify-{step.model}", lambda: self._open_fit(step.model, candidate), finish
+        )
+
+    def _open_fit(self, name: str, ref: SlotRef) -> Bundle:
+        bundle = bundles.open_bundle(self._env.store.reader, ref.digest)
+        manifest = bundle.manifest
+        if manifest.model != name or manifest.target != ref.target:
+            raise UnsuitableError(
+                f"bundle {digests.short(ref.digest)} is {manifest.model} for {manifest.target}, "
+                f"not {name} for {ref.target}"
+            )
+        return bundle
+
+    def _self_test(self, step: steps.SelfTest) -> None:
+        model = self._model(step.model)
+        candidate = model.candidate
+        if candidate is None or self._jobs.busy:
+            return
+        self._change(step.model, None, test_tries=model.test_tries - 1)
+
+        def work() -> Predictor:
+            bundle = self._open_fit(step.model, candidate)
+            loaded = predictor.load(bundle, threads=self._env.threads)
+            if bundle.golden is not None:
+                verdict = loaded.replay_golden(bundle.golden)
+                if verdict.outcome is not Outcome.PASS:
+                    raise UnsuitableError(f"golden set: {verdict.reason}")
+            return loaded
+
+        def finish(done: Done) -> None:
+            if not self._is_candidate(step.model, candidate, SlotState.SELF_TEST):
+                return
+            if done.error is not None:
+                self._refuse(step.model, f"self-test: {done.error.message}")
+            else:
+                self._ready = {candidate.digest: done.value}
+
+        self._jobs.start(f"self-test-{step.model}", work, finish)
+
+    def _activate(self, step: steps.Activate) -> None:
+        model = self._model(step.model)
+        candidate = model.candidate
+        if candidate is None:
+            return
+        loaded = self._ready.pop(candidate.digest)
+        keep = model.active if model.confirmed else model.fallback
+        fallback = keep if keep is not None and keep.digest != candidate.digest else None
+        # An unconfirmed bundle gives up its own slot; the fallback stays where it is.
+        slot = _other(model.slot) if model.active is not None and model.confirmed else model.slot
+        self._change(
+            step.model,
+            Event.REINSTATE if step.proven else Event.ACTIVATE,
+            "proven here before" if step.proven else "on trial",
+            active=candidate,
+            fallback=fallback,
+            candidate=None,
+            slot=slot,
+            confirmed=step.proven,
+            tries=model.policy.trial_tries - 1,
+            trial_s=0.0,
+            unproven=False,
+        )
+        region = self._serve(step.model, loaded)
+        self._trials.pop(step.model, None)
+        if not step.proven:
+            self._trials[step.model] = TrialCounter(region, self._env.clock.monotonic())
+
+    def _load(self, step: steps.Load) -> None:
+        model = self._model(step.model)
+        active = model.active
+        if active is None or self._jobs.busy:
+            return
+        if step.spend_try:
+            self._change(step.model, None, tries=model.tries - 1)
+        if self.record.clean:
+            self._save(msgspec.structs.replace(self.record, clean=False))
+
+        def work() -> Predictor:
+            return predictor.load(self._open_fit(step.model, active), threads=self._env.threads)
+
+        def finish(done: Done) -> None:
+            now = self._model(step.model)
+            if now.active is None or now.active.digest != active.digest:
+                return
+            if done.error is not None:
+                self._env.store.discard_damaged(active.digest)
+                self._revert(step.model, f"cannot be loaded: {done.error.message}")
+                return
+            region = self._serve(step.model, done.value)
+            if not now.confirmed:
+                self._trials[step.model] = TrialCounter(
+                    region,
+                    self._env.clock.monotonic(),
+                    before_s=now.trial_s,
+                    fresh=False,
+                )
+
+        self._jobs.start(f"load-{step.model}", work, finish)
+
+    def _refuse(self, name: str, reason: str) -> None:
+        model = self._model(name)
+        if model.candidate is None:
+            return
+        event = Event.REFUSE if model.active is not None else Event.STRAND
+        failed = self._quarantine(model, model.candidate.digest, reason)
+        self._change(name, event, reason, candidate=None, failed=failed)
+
+    def _revert(self, name: str, reason: str) -> None:
+        model = self._model(name)
+        if model.active is None:
+            return
+        self._trials.pop(name, None)
+        failed = self._quarantine(model, model.active.digest, reason)
+        if model.fallback is not None:
+            self._change(
+                name,
+                Event.REVERT,
+                reason,
+                active=model.fallback,
+                fallback=None,
+                slot=_other(model.slot),
+                confirmed=True,
+                tries=0,
+                unproven=False,
+                failed=failed,
+            )
+            return  # what fails keeps answering until the planner has the fallback loaded
+        preparing = model.state in planner.PREPARING and model.candidate is not None
+        event = Event.REVERT if preparing else Event.STRAND
+        self._change(name, event, reason, active=None, confirmed=False, failed=failed)
+        self._session(name).stop()
+
+    def _quarantine(self, model: ModelRecord, digest: str, reason: str) -> dict[str, Failure]:
+        before = model.failed.get(digest)
+        failure = Failure(
+            reason=reason[:500],
+            at=self._env.clock.wall(),
+            attempts=before.attempts + 1 if before else 1,
+            retry_token=model.retry_token,
+        )
+        newest = sorted({**model.failed, digest: failure}.items(), key=lambda item: item[1].at)
+        return dict(newest[-FAILED_MAX:])
+
+    def _is_candidate(self, name: str, ref: SlotRef, state: SlotState) -> bool:
+        model = self._model(name)
+        same = model.candidate is not None and model.candidate.digest == ref.digest
+        return same and model.state is state
+
+    def _serve(self, name: str, loaded: Predictor) -> Region:
+        model = self._model(name)
+        assert model.active is not None
+        classes = class_count(loaded.contract)
+        labels = Labels(
+            model=name,
+            digest=model.active.digest,
+            version=model.active.version,
+            slot=model.slot,
+            release=model.active.release,
+            rollout=model.active.rollout,
+            wave=model.active.wave,
+            classes=classes,
+            edges_digest=CONFIDENCE_BINS.digest if classes else "",
+        )
+        region = self._env.counting.begin(labels)
+        self._session(name).switch(loaded, region, model.active, model.slot)
+        return region
+
+
+def _other(slot: str) -> str:
+    return SLOT_NAMES[1 - SLOT_NAMES.index(slot)]

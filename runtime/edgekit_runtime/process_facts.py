@@ -1,0 +1,26 @@
+"""Readings of this and other processes from ``/proc``; None where the system does not tell."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+
+def rss_bytes(pid: int | None = None) -> int | None:
+    """Resident memory of a process, this one by default."""
+    try:
+        text = Path(f"/proc/{pid or 'self'}/statm").read_text(encoding="ascii")
+        return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def age_s() -> float | None:
+    """Seconds since this process was started by the kernel."""
+    try:
+        text = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace")
+        ticks = int(text.rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
