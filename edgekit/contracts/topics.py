@@ -36,7 +36,7 @@ FROM_DEVICE = (REPORTED, PRESENCE, EVENT, TELEMETRY_LIVE, TELEMETRY_BACKFILL)
 
 @dataclass(frozen=True)
 class Address:
-    """Where a device lives on the broker. ``identity`` is its MQTT client id and username."""
+    """Where a device lives on the broker. ``identity`` is its MQTT username."""
 
     tenant: str
     shard: int
@@ -46,6 +46,14 @@ class Address:
     def identity(self) -> str:
         """``tenant/shard/device``: the broker's ACL is ``ek/1/%u/…``."""
         return f"{self.tenant}/{self.shard}/{self.device}"
+
+    @property
+    def client_id(self) -> str:
+        """MQTT client id: the identity with colons, since rumqttd refuses slashes in it.
+
+        Names hold no colon, so two devices never share one.
+        """
+        return f"{self.tenant}:{self.shard}:{self.device}"
 
     def topic(self, leaf: str) -> str:
         """The full topic of ``leaf`` for this device."""
