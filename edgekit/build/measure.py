@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edgekit.build import tools
 from edgekit.build.cache import Cache, Step
 from edgekit.build.host import Host
 from edgekit.build.ports import BundleContent, BundleHead, BundleWriter
 from edgekit.contracts import codec, digest
 from edgekit.contracts.bundle import Role
-from edgekit.contracts.contract import Contract
+from edgekit.contracts.contract import Contract, QualityBudget
 from edgekit.contracts.errors import BugError, ResourceError, UnavailableError
 from edgekit.contracts.evaluation import Evaluation
 from edgekit.registry import npz
@@ -69,6 +71,12 @@ class Subject:
     tolerance: bytes | None = None
 
 
+def neutral(contract: Contract) -> Contract:
+    """``contract`` without its budgets: they decide about figures and never change one."""
+    quality = QualityBudget(metric=contract.quality.metric, drop_max=1.0)
+    return msgspec.structs.replace(contract, budgets={}, quality=quality)
+
+
 @dataclass(frozen=True)
 class Measurer:
     """Runs ``python -m edgekit_runtime.evaluate`` and remembers what it said."""
@@ -76,7 +84,7 @@ class Measurer:
     cache: Cache
     writer: BundleWriter
     host: Host
-    contract: Contract
+    contract: Contract  # a `neutral` one, so that changing a budget measures nothing anew
 
     def measure(self, subject: Subject, data: Path, *, timed: TimedRun | None = None) -> Measured:
         """Run ``subject`` over ``data``.

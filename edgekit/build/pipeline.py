@@ -17,7 +17,7 @@ from edgekit.build import derive, tools
 from edgekit.build.cache import Cache, Step
 from edgekit.build.candidates import FP32, candidates_for
 from edgekit.build.host import Host, detect
-from edgekit.build.measure import Measurer
+from edgekit.build.measure import Measurer, neutral
 from edgekit.build.ports import (
     BundleContent,
     BundleHead,
@@ -109,7 +109,7 @@ def build(
     tick = _Ticker(1 + len(quantized) + measured, on_progress)
     with cache.scratch() as scratch:
         study, notes = _study(registry, model, cache, scratch, tick)
-        measurer = Measurer(cache, writer, host, model.contract)
+        measurer = Measurer(cache, writer, host, neutral(model.contract))
         builder = VariantBuilder(study, cache, measurer, host, scratch, tick)
         builder.prepare(targets)
         chosen = [(target, builder.build(target)) for target in targets]

@@ -185,7 +185,7 @@ class VariantBuilder:
             {
                 "model": self.study.normalised.digest,
                 "calibration": self.study.calibration_digest,
-                "contract": digest.of_bytes(codec.encode(self.study.contract)),
+                "contract": digest.of_bytes(codec.encode(self.measurer.contract)),
             },
             # The name is ours; what the quantizer does depends on the rest only. Ranges come from
             # running the float model here, so the CPU class belongs to the key.
@@ -203,7 +203,7 @@ class VariantBuilder:
             model=str(self.study.normalised.path),
             target=str(folder / "model.onnx"),
             data=str(self.study.calibration),
-            contract=self.study.contract,
+            contract=self.measurer.contract,
             candidate=candidate,
         )
         path = self.scratch / f"{candidate.name}.json"

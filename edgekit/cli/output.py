@@ -13,11 +13,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-import click
 import typer
 
 from edgekit.contracts import codec
 from edgekit.contracts.errors import EdgekitError, ResourceError, UsageError
+
+# Typer carries its own copy of click from 0.29 on and used the installed one before: the base class
+# of all usage errors is therefore found through a class that Typer exports.
+_ClickError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 _HINT_BUG = "this is a bug in edgekit; run again with EDGEKIT_TRACEBACK=1 and report the output"
 
@@ -80,11 +83,9 @@ def run(app: typer.Typer) -> None:
         app(standalone_mode=False)
     except EdgekitError as exc:
         fail(exc)
-    except click.ClickException as exc:
-        fail(UsageError(exc.format_message(), hint=_usage_hint(exc)))
-    except click.exceptions.Exit as exc:
+    except typer.Exit as exc:
         raise SystemExit(exc.exit_code) from None
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         note("interrupted")
         raise SystemExit(130) from None
     except BrokenPipeError:
@@ -94,12 +95,21 @@ def run(app: typer.Typer) -> None:
     except MemoryError:
         fail(ResourceError("out of memory", hint="use a smaller data set or a larger machine"))
     except Exception as exc:  # noqa: BLE001 - the last resort, reported as a bug
+        if isinstance(exc, _ClickError):
+            if not _usage_message(exc):  # no command at all: the help was printed instead
+                raise SystemExit(UsageError.exit_code) from None
+            fail(UsageError(_usage_message(exc), hint=_usage_hint(exc)))
         if os.environ.get("EDGEKIT_TRACEBACK"):
             traceback.print_exc()
         fail(EdgekitError(f"unexpected {type(exc).__name__}: {exc}", hint=_HINT_BUG))
 
 
-def _usage_hint(exc: click.ClickException) -> str:
+def _usage_message(exc: Exception) -> str:
+    message: str = getattr(exc, "format_message", exc.__str__)()
+    return " ".join(message.split())
+
+
+def _usage_hint(exc: Exception) -> str:
     context = getattr(exc, "ctx", None)
     command = context.command_path if context is not None else "edgekit"
     return f"see '{command} --help'"

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import EDQUOT, EMFILE, ENFILE, ENOMEM, ENOSPC, EROFS
+from errno import EDQUOT, EFBIG, EMFILE, ENFILE, ENOMEM, ENOSPC, EROFS
 from pathlib import Path
 
 
@@ -75,7 +75,7 @@ class BugError(EdgekitError):
     exit_code = 70
 
 
-_RESOURCE_ERRNOS = frozenset({ENOSPC, EDQUOT, ENOMEM, EMFILE, ENFILE, EROFS})
+_RESOURCE_ERRNOS = frozenset({ENOSPC, EDQUOT, EFBIG, ENOMEM, EMFILE, ENFILE, EROFS})
 
 
 @contextmanager
