@@ -44,8 +44,13 @@ class Address:
 
     @property
     def identity(self) -> str:
-        """``tenant/shard/device``: the broker's ACL is ``ek/1/%u/…``."""
+        """``tenant/shard/device``, the MQTT username: the broker's ACL is ``ek/1/%u/…``."""
         return f"{self.tenant}/{self.shard}/{self.device}"
+
+    @property
+    def client_id(self) -> str:
+        """The MQTT client id: the identity without ``/``, which ends rumqttd 0.20 at once."""
+        return self.identity.replace("/", ":")
 
     @property
     def client_id(self) -> str:

@@ -41,6 +41,7 @@ class MqttLink:
         self._gone = threading.Event()
         self._client: mqtt.Client | None = None
         self._sid = ""
+        self._quiet = False
         self._thread = threading.Thread(target=self._run, name="mqtt-link", daemon=True)
 
     @property
@@ -83,7 +84,6 @@ class MqttLink:
             self._thread.join(5.0)
 
     def _run(self) -> None:
-        quiet = False
         while not self._stopping.is_set():
             self._gone.clear()
             self._sid = secrets.token_hex(8)
@@ -92,11 +92,10 @@ class MqttLink:
             try:
                 client.connect(self._host, self._port, keepalive=KEEPALIVE_S)
             except (OSError, ValueError) as exc:
-                if not quiet:
+                if not self._quiet:
                     log.warning("broker %s:%s: %s (retrying)", self._host, self._port, exc)
-                    quiet = True  # one line an outage, not one an attempt
+                    self._quiet = True
             else:
-                quiet = False
                 client.loop_start()
                 self._gone.wait()
                 self._client = None
@@ -108,7 +107,7 @@ class MqttLink:
     def _make(self) -> mqtt.Client:
         client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
-            client_id=self._address.identity,
+            client_id=self._address.client_id,
             clean_session=True,
             protocol=mqtt.MQTTv311,
             reconnect_on_failure=False,
@@ -133,6 +132,7 @@ class MqttLink:
             log.warning("broker refused the connection: %s", reason)
             self._gone.set()
             return
+        self._quiet = False
         log.info("connected to broker %s:%s", self._host, self._port)
         for leaf in (topics.DESIRED, topics.ACK):
             client.subscribe(self._address.topic(leaf), qos=1)
@@ -144,8 +144,9 @@ class MqttLink:
         self._guarded(self.on_connect)
 
     def _lost(self, *_: Any) -> None:
-        if self._client is not None and not self._stopping.is_set():
-            log.warning("connection to the broker lost")
+        if not self._stopping.is_set() and (self._client is not None or not self._quiet):
+            log.warning("broker %s:%s: connection lost (retrying)", self._host, self._port)
+            self._quiet = True  # one line an outage, not one an attempt
         self._client = None
         self._gone.set()
 
