@@ -73,7 +73,7 @@ class ManagerConfig:
     tick_s: float = 0.5  # shorter gains nothing while soak times are seconds or more
     batch_s_max: float = 0.05  # longer delays acks, shorter costs an fsync per few messages
     batch_messages_max: int = 500
-    broker_wait_s: float = 10.0
+    broker_wait_s: float = 5.0
 
     def check(self) -> None:
         """Refuse what cannot work.

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -245,4 +246,14 @@ def run(config: ManagerConfig, announce: Callable[[str], None]) -> None:
         settings = uvicorn.Config(
             app, access_log=False, log_config=None, timeout_graceful_shutdown=5
         )
-        uvicorn.Server(settings).run(sockets=[sock])
+        server = uvicorn.Server(settings)
+        # The server catches the signals while it runs and raises them again when it has ended.
+        # Python's default for SIGTERM would end the process there, before the parts are stopped.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: _leave_unless(server.should_exit))
+        server.run(sockets=[sock])
+
+
+def _leave_unless(already_leaving: bool) -> None:
+    if not already_leaving:
+        raise SystemExit(0)
