@@ -52,14 +52,6 @@ class Address:
         """The MQTT client id: the identity without ``/``, which ends rumqttd 0.20 at once."""
         return self.identity.replace("/", ":")
 
-    @property
-    def client_id(self) -> str:
-        """MQTT client id: the identity with colons, since rumqttd refuses slashes in it.
-
-        Names hold no colon, so two devices never share one.
-        """
-        return f"{self.tenant}:{self.shard}:{self.device}"
-
     def topic(self, leaf: str) -> str:
         """The full topic of ``leaf`` for this device."""
         return f"{ROOT}/{self.identity}/{leaf}"
