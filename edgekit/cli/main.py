@@ -10,6 +10,7 @@ import typer
 from edgekit import __version__
 from edgekit.cli import broker, dataset, fleet, model, output, release, targets
 from edgekit.cli.build import build
+from edgekit.cli.demo.command import demo
 from edgekit.cli.doctor import doctor
 from edgekit.cli.inspect import inspect
 from edgekit.contracts.errors import UsageError
@@ -30,6 +31,7 @@ app.add_typer(release.app, name="release")
 app.add_typer(fleet.app, name="fleet")
 app.add_typer(broker.app, name="broker")
 app.command()(doctor)
+app.command()(demo)
 
 
 def _version(value: bool) -> None:

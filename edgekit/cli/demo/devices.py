@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.cli.demo import plan
+from edgekit_runtime import config, status
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,36 @@ def write_config(
     return path
 
 
-def command(config: Path) -> list[str]:
+def command(path: Path) -> list[str]:
     """How an agent is started."""
     agent = Path(sys.executable).with_name("edgekit-agent")
-    return [str(agent), "run", "--config", str(config)]
+    return [str(agent), "run", "--config", str(path)]
+
+
+def read(folder: Path, device: str) -> status.Status:
+    """The device's state as it lies on disk, whether its agent runs, is frozen or dead."""
+    return status.read(config.load(_state(folder, device).with_suffix(".toml"), {}))
+
+
+def books(folder: Path, device: str) -> DeviceBooks:
+    """Inferences a device produced, and those the manager has not acknowledged."""
+    totals = read(folder, device).totals
+    return DeviceBooks(totals.produced, totals.live + totals.undrained)
+
+
+def acknowledged(folder: Path) -> dict[str, int]:
+    """Inferences acknowledged by the manager, by device."""
+    return {device: read(folder, device).totals.acked for device in plan.devices()}
+
+
+def unacked(folder: Path, devices: Iterable[str]) -> int:
+    """Frames on the devices' disks that nobody has acknowledged."""
+    return sum(read(folder, device).spool.frames_unacked for device in devices)
+
+
+def settled(folder: Path) -> bool:
+    """Whether every device has delivered everything."""
+    return all(
+        books(folder, device).undelivered == 0 and unacked(folder, [device]) == 0
+        for device in plan.devices()
+    )

@@ -215,10 +215,17 @@ def _inferences(
 
 def _agents(reported: dict[str, Reported], observed: Observed) -> AgentFigures:
     models = {device: report.models.get(plan.MODEL) for device, report in reported.items()}
-    first = [report.health.start_to_first_inference_s for report in reported.values()]
+    # An agent that starts empty waits for its first release; one that was restarted with a model on
+    # its disk shows how long starting takes.
+    restarted = {fault.killed.removeprefix("agent ") for fault in observed.faults}
+    first = [
+        report.health.start_to_first_inference_s
+        for device, report in reported.items()
+        if device in restarted
+    ]
     return AgentFigures(
         rss_mb=round(median(observed.rss_mb.values()), 1),
-        start_to_first_inference_s=round(median([value for value in first if value]), 3),
+        start_to_first_inference_s=round(median([value or 0.0 for value in first] or [0.0]), 3),
         pids=observed.pids,
         active={d: m.active.release for d, m in models.items() if m and m.active},
         refetched_bytes={d: m.fetched_bytes for d, m in models.items() if m},
@@ -232,7 +239,7 @@ def collect(folder: Path) -> Report:
         BadInputError: a trace is missing or unreadable.
     """
     observed = codec.read(Observed, folder / OBSERVED_FILE)
-    path = folder / "manager" / "manager.db"
+    path = folder / "manager" / "manager.sqlite"
     if not path.is_file():
         raise BadInputError(f"{path}: no such database", hint="run `edgekit demo` first")
     database = Database(path)

@@ -100,7 +100,7 @@ class FaultFigures(msgspec.Struct, kw_only=True):
 
 
 class AgentFigures(msgspec.Struct, kw_only=True):
-    """Agents as processes; medians over devices, from ``/proc`` and from what they reported."""
+    """Agents as processes: median resident set from ``/proc``, start as the killed one reported."""
 
     rss_mb: float
     start_to_first_inference_s: float
