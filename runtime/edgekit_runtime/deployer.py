@@ -1,4 +1,4 @@
-"""Executes the planner's steps: the only writer of the deployment record.
+"""Executes the planner's steps over the deployment record, the store and the sessions.
 
 Every change is persisted before it takes effect: a crash at any point leaves a record from which
 the planner finds its way. Slow steps run on a job thread; their results are matched with the
@@ -17,44 +17,27 @@ from typing_extensions import assert_never
 from edgekit.contracts import digest as digests
 from edgekit.contracts.backoff import Backoff
 from edgekit.contracts.errors import EdgekitError, ResourceError, UnavailableError
-from edgekit.contracts.messages import (
-    Desired,
-    DeviceEvent,
-    Failure,
-    Record,
-    SlotEvent,
-    SlotRef,
-)
+from edgekit.contracts.messages import Desired, Record, SlotRef
 from edgekit.contracts.states import SlotState
 from edgekit.contracts.verdict import Outcome
 from edgekit.stats.bins import CONFIDENCE_BINS
 from edgekit_runtime import bundles, planner, predictor, steps
 from edgekit_runtime.bundles import Bundle
 from edgekit_runtime.counting import Counting, TrialCounter
+from edgekit_runtime.deployment import Deployment
 from edgekit_runtime.errors import UnsuitableError
 from edgekit_runtime.jobs import Done, JobRunner
-from edgekit_runtime.machine import Event, next_state
+from edgekit_runtime.machine import Event
 from edgekit_runtime.monitors.windows import class_count
 from edgekit_runtime.planner import Facts
 from edgekit_runtime.ports import Clock, Disk, Fetcher
 from edgekit_runtime.predictor import Predictor
-from edgekit_runtime.record import SLOT_NAMES, DeploymentRecord, ModelRecord
+from edgekit_runtime.record import SLOT_NAMES, DeploymentRecord
 from edgekit_runtime.region import Labels, Region
 from edgekit_runtime.session import Session
 from edgekit_runtime.store import BlobStore
-from edgekit_runtime.twocopy import TwoCopy
 
 STEPS_MAX = 256  # per call; a plan that never settles would starve telemetry
-FAILED_MAX = 16  # quarantined digests remembered per model
-AUDITED = frozenset(
-    {
-        SlotState.TRIAL,
-        SlotState.CONFIRMED,
-        SlotState.ROLLED_BACK,
-        SlotState.SAFE,
-        SlotState.EMPTY,
-    }
-)
 
 
 @dataclass
@@ -88,9 +71,7 @@ class Deployer:
 
     def __init__(self, env: Environment) -> None:
         self._env = env
-        self._file = TwoCopy(env.disk, env.state_dir, "record", DeploymentRecord)
-        loaded = self._file.load()
-        self.record = loaded.value or DeploymentRecord()
+        self._kept = Deployment(env.disk, env.clock, env.state_dir, env.emit)
         self._clean_start = self.record.clean
         self.sessions: dict[str, Session] = {}
         self._ready: dict[str, Predictor] = {}
@@ -98,16 +79,13 @@ class Deployer:
         self._trials: dict[str, TrialCounter] = {}
         self._jobs = JobRunner(env.wake)
         self._desired: tuple[Desired, str] | None = None
-        if loaded.broken:
-            env.emit(
-                DeviceEvent(
-                    kind="record_rebuilt",
-                    detail="both copies of the deployment record were unreadable",
-                    at=env.clock.wall(),
-                )
-            )
         for name in self.record.models:
             self._session(name)
+
+    @property
+    def record(self) -> DeploymentRecord:
+        """What the device knows, as persisted."""
+        return self._kept.record
 
     def offer(self, desired: Desired, digest: str) -> None:
         """A desired state arrived; whether it is taken is the planner's to say."""
@@ -139,7 +117,7 @@ class Deployer:
                 seconds = trial.read(self._env.clock.monotonic()).seconds
                 record = record.with_model(name, msgspec.structs.replace(model, trial_s=seconds))
         if record is not self.record or clean != record.clean:
-            self._save(msgspec.structs.replace(record, clean=clean))
+            self._kept.save(msgspec.structs.replace(record, clean=clean))
 
     # --- what is -------------------------------------------------------------------------------
 
@@ -165,9 +143,6 @@ class Deployer:
             clean_start=self._clean_start,
         )
 
-    def _model(self, name: str) -> ModelRecord:
-        return self.record.models.get(name, ModelRecord())
-
     def _session(self, name: str) -> Session:
         session = self.sessions.get(name)
         if session is None:
@@ -175,30 +150,6 @@ class Deployer:
             # Readers on other threads see either the old or the new dictionary.
             self.sessions = {**self.sessions, name: session}
         return session
-
-    def _save(self, record: DeploymentRecord) -> None:
-        self._file.save(record)
-        self.record = record
-
-    def _change(self, name: str, event: Event | None, reason: str = "", **changes: object) -> None:
-        """Persist ``changes`` and the state that ``event`` leads to (the same when ignored)."""
-        old = self._model(name)
-        state = (next_state(old.state, event) if event else None) or old.state
-        new = msgspec.structs.replace(old, state=state, **changes)
-        self._save(self.record.with_model(name, new))
-        if state is not old.state and state in AUDITED:
-            ref = new.active or old.candidate or old.active
-            self._env.emit(
-                SlotEvent(
-                    model=name,
-                    digest=ref.digest if ref else "",
-                    release=ref.release if ref else "",
-                    rollout=ref.rollout if ref else "",
-                    state=state,
-                    reason=reason,
-                    at=self._env.clock.wall(),
-                )
-            )
 
     # --- what to do ----------------------------------------------------------------------------
 
@@ -210,7 +161,7 @@ class Deployer:
         elif isinstance(step, steps.Remove):
             self._remove(step)
         elif isinstance(step, steps.Observe):
-            self._save(
+            self._kept.save(
                 msgspec.structs.replace(
                     self.record,
                     gen=step.gen,
@@ -224,7 +175,7 @@ class Deployer:
         elif isinstance(step, steps.Verify):
             self._verify(step)
         elif isinstance(step, steps.BeginTest):
-            self._change(step.model, Event.TEST)
+            self._kept.change(step.model, Event.TEST)
         elif isinstance(step, steps.SelfTest):
             self._self_test(step)
         elif isinstance(step, steps.Activate):
@@ -233,11 +184,11 @@ class Deployer:
             self._load(step)
         elif isinstance(step, steps.Confirm):
             self._trials.pop(step.model, None)
-            self._change(
+            self._kept.change(
                 step.model, Event.CONFIRM, "trial passed", confirmed=True, tries=0, unproven=False
             )
         elif isinstance(step, steps.MarkUnproven):
-            self._change(step.model, None, unproven=True)
+            self._kept.change(step.model, None, unproven=True)
         elif isinstance(step, steps.Refuse):
             self._refuse(step.model, step.reason)
         elif isinstance(step, steps.Revert):
@@ -246,12 +197,12 @@ class Deployer:
             assert_never(step)
 
     def _adopt(self, step: steps.Adopt) -> None:
-        model = self._model(step.model)
+        model = self._kept.model(step.model)
         digest = step.candidate.digest
         self._session(step.model)
         self._attempts[digest] = _Attempts()
         self._ready = {}
-        self._change(
+        self._kept.change(
             step.model,
             Event.ASSIGN,
             candidate=step.candidate,
@@ -264,8 +215,8 @@ class Deployer:
         )
 
     def _relabel(self, step: steps.Relabel) -> None:
-        model = self._model(step.model)
-        self._change(
+        model = self._kept.model(step.model)
+        self._kept.change(
             step.model,
             Event.RESUME if model.confirmed else Event.RESUME_TRIAL,
             "already active",
@@ -285,7 +236,7 @@ class Deployer:
     def _remove(self, step: steps.Remove) -> None:
         self._session(step.model).stop()
         self._trials.pop(step.model, None)
-        self._change(
+        self._kept.change(
             step.model,
             Event.REMOVE,
             "no longer desired",
@@ -296,7 +247,7 @@ class Deployer:
         )
 
     def _fetch(self, step: steps.Fetch) -> None:
-        model = self._model(step.model)
+        model = self._kept.model(step.model)
         candidate = model.candidate
         if candidate is None or self._jobs.busy:
             return
@@ -310,8 +261,8 @@ class Deployer:
             if not self._is_candidate(step.model, candidate, SlotState.FETCHING):
                 return
             if done.error is None:
-                fetched = self._model(step.model).fetched_bytes + int(done.value)
-                self._change(step.model, Event.FETCHED, fetched_bytes=fetched)
+                fetched = self._kept.model(step.model).fetched_bytes + int(done.value)
+                self._kept.change(step.model, Event.FETCHED, fetched_bytes=fetched)
             elif isinstance(done.error, (UnavailableError, ResourceError)):
                 self._retry_later(step.model, candidate, done.error)
             else:
@@ -322,15 +273,15 @@ class Deployer:
     def _retry_later(self, name: str, candidate: SlotRef, error: EdgekitError) -> None:
         attempts = self._attempts.setdefault(candidate.digest, _Attempts())
         attempts.count += 1
-        if attempts.count >= self._model(name).policy.download_attempts_max:
+        if attempts.count >= self._kept.model(name).policy.download_attempts_max:
             self._refuse(name, f"download failed {attempts.count} times: {error.message}")
             return
         attempts.due = self._env.clock.monotonic() + attempts.backoff.next_delay_s()
         note = f"{name}: download attempt {attempts.count}: {error.message}"
-        self._save(msgspec.structs.replace(self.record, note=note))
+        self._kept.save(msgspec.structs.replace(self.record, note=note))
 
     def _verify(self, step: steps.Verify) -> None:
-        candidate = self._model(step.model).candidate
+        candidate = self._kept.model(step.model).candidate
         if candidate is None or self._jobs.busy:
             return
 
@@ -340,7 +291,7 @@ class Deployer:
             if done.error is None:
                 version = done.value.manifest.version
                 known = msgspec.structs.replace(candidate, version=version)
-                self._change(step.model, Event.VERIFIED, candidate=known)
+                self._kept.change(step.model, Event.VERIFIED, candidate=known)
                 return
             attempts = self._attempts.setdefault(candidate.digest, _Attempts())
             if isinstance(done.error, UnsuitableError) or attempts.refetched:
@@ -349,7 +300,7 @@ class Deployer:
             # Damaged on this disk since it was stored: fetch it once more, then give up.
             attempts.refetched = True
             self._env.store.discard_damaged(candidate.digest)
-            self._change(step.model, Event.ASSIGN)
+            self._kept.change(step.model, Event.ASSIGN)
 
         self._jobs.start(
             f"verify-{step.model}", lambda: self._open_fit(step.model, candidate), finish
@@ -366,11 +317,11 @@ class Deployer:
         return bundle
 
     def _self_test(self, step: steps.SelfTest) -> None:
-        model = self._model(step.model)
+        model = self._kept.model(step.model)
         candidate = model.candidate
         if candidate is None or self._jobs.busy:
             return
-        self._change(step.model, None, test_tries=model.test_tries - 1)
+        self._kept.change(step.model, None, test_tries=model.test_tries - 1)
 
         def work() -> Predictor:
             bundle = self._open_fit(step.model, candidate)
@@ -392,7 +343,7 @@ class Deployer:
         self._jobs.start(f"self-test-{step.model}", work, finish)
 
     def _activate(self, step: steps.Activate) -> None:
-        model = self._model(step.model)
+        model = self._kept.model(step.model)
         candidate = model.candidate
         if candidate is None:
             return
@@ -401,7 +352,7 @@ class Deployer:
         fallback = keep if keep is not None and keep.digest != candidate.digest else None
         # An unconfirmed bundle gives up its own slot; the fallback stays where it is.
         slot = _other(model.slot) if model.active is not None and model.confirmed else model.slot
-        self._change(
+        self._kept.change(
             step.model,
             Event.REINSTATE if step.proven else Event.ACTIVATE,
             "proven here before" if step.proven else "on trial",
@@ -420,20 +371,20 @@ class Deployer:
             self._trials[step.model] = TrialCounter(region, self._env.clock.monotonic())
 
     def _load(self, step: steps.Load) -> None:
-        model = self._model(step.model)
+        model = self._kept.model(step.model)
         active = model.active
         if active is None or self._jobs.busy:
             return
         if step.spend_try:
-            self._change(step.model, None, tries=model.tries - 1)
+            self._kept.change(step.model, None, tries=model.tries - 1)
         if self.record.clean:
-            self._save(msgspec.structs.replace(self.record, clean=False))
+            self._kept.save(msgspec.structs.replace(self.record, clean=False))
 
         def work() -> Predictor:
             return predictor.load(self._open_fit(step.model, active), threads=self._env.threads)
 
         def finish(done: Done) -> None:
-            now = self._model(step.model)
+            now = self._kept.model(step.model)
             if now.active is None or now.active.digest != active.digest:
                 return
             if done.error is not None:
@@ -452,21 +403,21 @@ class Deployer:
         self._jobs.start(f"load-{step.model}", work, finish)
 
     def _refuse(self, name: str, reason: str) -> None:
-        model = self._model(name)
+        model = self._kept.model(name)
         if model.candidate is None:
             return
         event = Event.REFUSE if model.active is not None else Event.STRAND
-        failed = self._quarantine(model, model.candidate.digest, reason)
-        self._change(name, event, reason, candidate=None, failed=failed)
+        failed = self._kept.quarantine(model, model.candidate.digest, reason)
+        self._kept.change(name, event, reason, candidate=None, failed=failed)
 
     def _revert(self, name: str, reason: str) -> None:
-        model = self._model(name)
+        model = self._kept.model(name)
         if model.active is None:
             return
         self._trials.pop(name, None)
-        failed = self._quarantine(model, model.active.digest, reason)
+        failed = self._kept.quarantine(model, model.active.digest, reason)
         if model.fallback is not None:
-            self._change(
+            self._kept.change(
                 name,
                 Event.REVERT,
                 reason,
@@ -481,27 +432,16 @@ class Deployer:
             return  # what fails keeps answering until the planner has the fallback loaded
         preparing = model.state in planner.PREPARING and model.candidate is not None
         event = Event.REVERT if preparing else Event.STRAND
-        self._change(name, event, reason, active=None, confirmed=False, failed=failed)
+        self._kept.change(name, event, reason, active=None, confirmed=False, failed=failed)
         self._session(name).stop()
 
-    def _quarantine(self, model: ModelRecord, digest: str, reason: str) -> dict[str, Failure]:
-        before = model.failed.get(digest)
-        failure = Failure(
-            reason=reason[:500],
-            at=self._env.clock.wall(),
-            attempts=before.attempts + 1 if before else 1,
-            retry_token=model.retry_token,
-        )
-        newest = sorted({**model.failed, digest: failure}.items(), key=lambda item: item[1].at)
-        return dict(newest[-FAILED_MAX:])
-
     def _is_candidate(self, name: str, ref: SlotRef, state: SlotState) -> bool:
-        model = self._model(name)
+        model = self._kept.model(name)
         same = model.candidate is not None and model.candidate.digest == ref.digest
         return same and model.state is state
 
     def _serve(self, name: str, loaded: Predictor) -> Region:
-        model = self._model(name)
+        model = self._kept.model(name)
         assert model.active is not None
         classes = class_count(loaded.contract)
         labels = Labels(

@@ -1,0 +1,88 @@
+"""The deployment record on disk: the only code that writes it.
+
+A change is persisted before it takes effect anywhere else, and told to the audit lane after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from edgekit.contracts.messages import DeviceEvent, Failure, Record, SlotEvent
+from edgekit.contracts.states import SlotState
+from edgekit_runtime.machine import Event, next_state
+from edgekit_runtime.ports import Clock, Disk
+from edgekit_runtime.record import DeploymentRecord, ModelRecord
+from edgekit_runtime.twocopy import TwoCopy
+
+NAME = "record"
+FAILED_MAX = 16  # quarantined digests remembered per model
+REASON_CHARS_MAX = 500
+AUDITED = frozenset(
+    {
+        SlotState.TRIAL,
+        SlotState.CONFIRMED,
+        SlotState.ROLLED_BACK,
+        SlotState.SAFE,
+        SlotState.EMPTY,
+    }
+)
+
+
+class Deployment:
+    """The record in memory and on disk, always equal."""
+
+    def __init__(
+        self, disk: Disk, clock: Clock, folder: Path, emit: Callable[[Record], None]
+    ) -> None:
+        self._clock = clock
+        self._emit = emit
+        self._file = TwoCopy(disk, folder, NAME, DeploymentRecord)
+        loaded = self._file.load()
+        self.record = loaded.value or DeploymentRecord()
+        if loaded.broken:
+            detail = "both copies of the deployment record were unreadable"
+            emit(DeviceEvent(kind="record_rebuilt", detail=detail, at=clock.wall()))
+
+    def model(self, name: str) -> ModelRecord:
+        """The record of ``name``; an empty one when there is none."""
+        return self.record.models.get(name, ModelRecord())
+
+    def save(self, record: DeploymentRecord) -> None:
+        """Make ``record`` the record; durable on return."""
+        self._file.save(record)
+        self.record = record
+
+    def change(self, name: str, event: Event | None, reason: str = "", **changes: object) -> None:
+        """Persist ``changes`` and the state that ``event`` leads to (the same when ignored)."""
+        old = self.model(name)
+        state = (next_state(old.state, event) if event else None) or old.state
+        new = msgspec.structs.replace(old, state=state, **changes)
+        self.save(self.record.with_model(name, new))
+        if state is not old.state and state in AUDITED:
+            ref = new.active or old.candidate or old.active
+            self._emit(
+                SlotEvent(
+                    model=name,
+                    digest=ref.digest if ref else "",
+                    release=ref.release if ref else "",
+                    rollout=ref.rollout if ref else "",
+                    state=state,
+                    reason=reason,
+                    at=self._clock.wall(),
+                )
+            )
+
+    def quarantine(self, model: ModelRecord, digest: str, reason: str) -> dict[str, Failure]:
+        """``model.failed`` with ``digest`` added, the oldest dropped."""
+        before = model.failed.get(digest)
+        failure = Failure(
+            reason=reason[:REASON_CHARS_MAX],
+            at=self._clock.wall(),
+            attempts=before.attempts + 1 if before else 1,
+            retry_token=model.retry_token,
+        )
+        newest = sorted({**model.failed, digest: failure}.items(), key=lambda item: item[1].at)
+        return dict(newest[-FAILED_MAX:])
