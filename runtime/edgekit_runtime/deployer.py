@@ -7,63 +7,27 @@ candidate they were meant for and dropped when that has changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-
 import msgspec
 from typing_extensions import assert_never
 
-from edgekit.contracts import digest as digests
-from edgekit.contracts.backoff import Backoff
-from edgekit.contracts.errors import EdgekitError, ResourceError, UnavailableError
-from edgekit.contracts.messages import Desired, Record, SlotRef
+from edgekit.contracts.errors import ResourceError, UnavailableError
+from edgekit.contracts.messages import Desired, SlotRef
 from edgekit.contracts.states import SlotState
-from edgekit.contracts.verdict import Outcome
-from edgekit.stats.bins import CONFIDENCE_BINS
-from edgekit_runtime import bundles, planner, predictor, steps
-from edgekit_runtime.bundles import Bundle
-from edgekit_runtime.counting import Counting, TrialCounter
-from edgekit_runtime.deployment import Deployment
+from edgekit_runtime import fitness, planner, steps
+from edgekit_runtime.counting import TrialCounter
+from edgekit_runtime.deployment import Deployment, Environment
+from edgekit_runtime.downloads import Downloads
 from edgekit_runtime.errors import UnsuitableError
 from edgekit_runtime.jobs import Done, JobRunner
 from edgekit_runtime.machine import Event
-from edgekit_runtime.monitors.windows import class_count
+from edgekit_runtime.monitors.windows import labels_for
 from edgekit_runtime.planner import Facts
-from edgekit_runtime.ports import Clock, Disk, Fetcher
 from edgekit_runtime.predictor import Predictor
-from edgekit_runtime.record import SLOT_NAMES, DeploymentRecord
-from edgekit_runtime.region import Labels, Region
+from edgekit_runtime.record import DeploymentRecord, ModelRecord, activation, reversion
+from edgekit_runtime.region import Region
 from edgekit_runtime.session import Session
-from edgekit_runtime.store import BlobStore
 
 STEPS_MAX = 256  # per call; a plan that never settles would starve telemetry
-
-
-@dataclass
-class _Attempts:
-    """Download attempts of one candidate; kept in memory, so that a restart tries anew."""
-
-    count: int = 0
-    due: float = 0.0
-    refetched: bool = False
-    backoff: Backoff = field(default_factory=lambda: Backoff(base_s=1.0, cap_s=60.0))
-
-
-@dataclass(frozen=True)
-class Environment:
-    """What the deployer works with."""
-
-    disk: Disk
-    clock: Clock
-    store: BlobStore
-    counting: Counting
-    state_dir: Path
-    targets: tuple[str, ...]
-    threads: int
-    fetcher: Callable[[str | None], Fetcher | None]  # from an artifacts_url
-    emit: Callable[[Record], None]  # audit records go to the spool
-    wake: Callable[[], None]
 
 
 class Deployer:
@@ -71,11 +35,11 @@ class Deployer:
 
     def __init__(self, env: Environment) -> None:
         self._env = env
-        self._kept = Deployment(env.disk, env.clock, env.state_dir, env.emit)
+        self._kept = Deployment(env)
         self._clean_start = self.record.clean
         self.sessions: dict[str, Session] = {}
         self._ready: dict[str, Predictor] = {}
-        self._attempts: dict[str, _Attempts] = {}
+        self._downloads = Downloads(env.clock)
         self._trials: dict[str, TrialCounter] = {}
         self._jobs = JobRunner(env.wake)
         self._desired: tuple[Desired, str] | None = None
@@ -126,8 +90,7 @@ class Deployer:
         waits = {
             name
             for name, model in self.record.models.items()
-            if model.candidate is not None
-            and self._attempts.get(model.candidate.digest, _Attempts()).due > now
+            if model.candidate is not None and self._downloads.waiting(model.candidate.digest)
         }
         return Facts(
             targets=self._env.targets,
@@ -200,8 +163,8 @@ class Deployer:
         model = self._kept.model(step.model)
         digest = step.candidate.digest
         self._session(step.model)
-        self._attempts[digest] = _Attempts()
-        self._ready = {}
+        self._downloads.forget(digest)
+        self._drop_ready(model)
         self._kept.change(
             step.model,
             Event.ASSIGN,
@@ -216,6 +179,7 @@ class Deployer:
 
     def _relabel(self, step: steps.Relabel) -> None:
         model = self._kept.model(step.model)
+        self._drop_ready(model)
         self._kept.change(
             step.model,
             Event.RESUME if model.confirmed else Event.RESUME_TRIAL,
@@ -234,6 +198,7 @@ class Deployer:
                 trial.move(region, self._env.clock.monotonic())
 
     def _remove(self, step: steps.Remove) -> None:
+        self._drop_ready(self._kept.model(step.model))
         self._session(step.model).stop()
         self._trials.pop(step.model, None)
         self._kept.change(
@@ -264,57 +229,45 @@ class Deployer:
                 fetched = self._kept.model(step.model).fetched_bytes + int(done.value)
                 self._kept.change(step.model, Event.FETCHED, fetched_bytes=fetched)
             elif isinstance(done.error, (UnavailableError, ResourceError)):
-                self._retry_later(step.model, candidate, done.error)
+                limit = model.policy.download_attempts_max
+                count = self._downloads.failed(candidate.digest)
+                note = f"{step.model}: download attempt {count}: {done.error.message}"
+                if count >= limit:
+                    self._refuse(step.model, note)
+                else:
+                    self._kept.save(msgspec.structs.replace(self.record, note=note))
             else:
                 self._refuse(step.model, done.error.message)
 
         self._jobs.start(f"fetch-{step.model}", work, finish)
-
-    def _retry_later(self, name: str, candidate: SlotRef, error: EdgekitError) -> None:
-        attempts = self._attempts.setdefault(candidate.digest, _Attempts())
-        attempts.count += 1
-        if attempts.count >= self._kept.model(name).policy.download_attempts_max:
-            self._refuse(name, f"download failed {attempts.count} times: {error.message}")
-            return
-        attempts.due = self._env.clock.monotonic() + attempts.backoff.next_delay_s()
-        note = f"{name}: download attempt {attempts.count}: {error.message}"
-        self._kept.save(msgspec.structs.replace(self.record, note=note))
 
     def _verify(self, step: steps.Verify) -> None:
         candidate = self._kept.model(step.model).candidate
         if candidate is None or self._jobs.busy:
             return
 
+        reader = self._env.store.reader
+
         def finish(done: Done) -> None:
-            if not self._is_candidate(step.model, candidate, SlotState.STAGED):
+            current = self._kept.model(step.model).candidate
+            if current is None or not self._is_candidate(step.model, candidate, SlotState.STAGED):
                 return
             if done.error is None:
                 version = done.value.manifest.version
-                known = msgspec.structs.replace(candidate, version=version)
+                known = msgspec.structs.replace(current, version=version)
                 self._kept.change(step.model, Event.VERIFIED, candidate=known)
                 return
-            attempts = self._attempts.setdefault(candidate.digest, _Attempts())
-            if isinstance(done.error, UnsuitableError) or attempts.refetched:
+            unsuitable = isinstance(done.error, UnsuitableError)
+            if unsuitable or not self._downloads.again(candidate.digest):
                 self._refuse(step.model, done.error.message)
                 return
             # Damaged on this disk since it was stored: fetch it once more, then give up.
-            attempts.refetched = True
             self._env.store.discard_damaged(candidate.digest)
             self._kept.change(step.model, Event.ASSIGN)
 
         self._jobs.start(
-            f"verify-{step.model}", lambda: self._open_fit(step.model, candidate), finish
+            f"verify-{step.model}", lambda: fitness.open_fit(reader, step.model, candidate), finish
         )
-
-    def _open_fit(self, name: str, ref: SlotRef) -> Bundle:
-        bundle = bundles.open_bundle(self._env.store.reader, ref.digest)
-        manifest = bundle.manifest
-        if manifest.model != name or manifest.target != ref.target:
-            raise UnsuitableError(
-                f"bundle {digests.short(ref.digest)} is {manifest.model} for {manifest.target}, "
-                f"not {name} for {ref.target}"
-            )
-        return bundle
 
     def _self_test(self, step: steps.SelfTest) -> None:
         model = self._kept.model(step.model)
@@ -323,14 +276,10 @@ class Deployer:
             return
         self._kept.change(step.model, None, test_tries=model.test_tries - 1)
 
+        reader, threads = self._env.store.reader, self._env.threads
+
         def work() -> Predictor:
-            bundle = self._open_fit(step.model, candidate)
-            loaded = predictor.load(bundle, threads=self._env.threads)
-            if bundle.golden is not None:
-                verdict = loaded.replay_golden(bundle.golden)
-                if verdict.outcome is not Outcome.PASS:
-                    raise UnsuitableError(f"golden set: {verdict.reason}")
-            return loaded
+            return fitness.load_tested(reader, step.model, candidate, threads)
 
         def finish(done: Done) -> None:
             if not self._is_candidate(step.model, candidate, SlotState.SELF_TEST):
@@ -338,7 +287,7 @@ class Deployer:
             if done.error is not None:
                 self._refuse(step.model, f"self-test: {done.error.message}")
             else:
-                self._ready = {candidate.digest: done.value}
+                self._ready[candidate.digest] = done.value
 
         self._jobs.start(f"self-test-{step.model}", work, finish)
 
@@ -348,22 +297,11 @@ class Deployer:
         if candidate is None:
             return
         loaded = self._ready.pop(candidate.digest)
-        keep = model.active if model.confirmed else model.fallback
-        fallback = keep if keep is not None and keep.digest != candidate.digest else None
-        # An unconfirmed bundle gives up its own slot; the fallback stays where it is.
-        slot = _other(model.slot) if model.active is not None and model.confirmed else model.slot
         self._kept.change(
             step.model,
             Event.REINSTATE if step.proven else Event.ACTIVATE,
             "proven here before" if step.proven else "on trial",
-            active=candidate,
-            fallback=fallback,
-            candidate=None,
-            slot=slot,
-            confirmed=step.proven,
-            tries=model.policy.trial_tries - 1,
-            trial_s=0.0,
-            unproven=False,
+            **activation(model, proven=step.proven),
         )
         region = self._serve(step.model, loaded)
         self._trials.pop(step.model, None)
@@ -380,8 +318,10 @@ class Deployer:
         if self.record.clean:
             self._kept.save(msgspec.structs.replace(self.record, clean=False))
 
+        reader, threads = self._env.store.reader, self._env.threads
+
         def work() -> Predictor:
-            return predictor.load(self._open_fit(step.model, active), threads=self._env.threads)
+            return fitness.load(reader, step.model, active, threads)
 
         def finish(done: Done) -> None:
             now = self._kept.model(step.model)
@@ -421,19 +361,18 @@ class Deployer:
                 name,
                 Event.REVERT,
                 reason,
-                active=model.fallback,
-                fallback=None,
-                slot=_other(model.slot),
-                confirmed=True,
-                tries=0,
-                unproven=False,
                 failed=failed,
+                **reversion(model),
             )
             return  # what fails keeps answering until the planner has the fallback loaded
         preparing = model.state in planner.PREPARING and model.candidate is not None
         event = Event.REVERT if preparing else Event.STRAND
         self._kept.change(name, event, reason, active=None, confirmed=False, failed=failed)
         self._session(name).stop()
+
+    def _drop_ready(self, model: ModelRecord) -> None:
+        if model.candidate is not None:
+            self._ready.pop(model.candidate.digest, None)
 
     def _is_candidate(self, name: str, ref: SlotRef, state: SlotState) -> bool:
         model = self._kept.model(name)
@@ -443,22 +382,7 @@ class Deployer:
     def _serve(self, name: str, loaded: Predictor) -> Region:
         model = self._kept.model(name)
         assert model.active is not None
-        classes = class_count(loaded.contract)
-        labels = Labels(
-            model=name,
-            digest=model.active.digest,
-            version=model.active.version,
-            slot=model.slot,
-            release=model.active.release,
-            rollout=model.active.rollout,
-            wave=model.active.wave,
-            classes=classes,
-            edges_digest=CONFIDENCE_BINS.digest if classes else "",
-        )
+        labels = labels_for(name, model.active, model.slot, loaded.contract)
         region = self._env.counting.begin(labels)
         self._session(name).switch(loaded, region, model.active, model.slot)
         return region
-
-
-def _other(slot: str) -> str:
-    return SLOT_NAMES[1 - SLOT_NAMES.index(slot)]

@@ -6,15 +6,18 @@ A change is persisted before it takes effect anywhere else, and told to the audi
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from edgekit.contracts.messages import DeviceEvent, Failure, Record, SlotEvent
 from edgekit.contracts.states import SlotState
+from edgekit_runtime.counting import Counting
 from edgekit_runtime.machine import Event, next_state
-from edgekit_runtime.ports import Clock, Disk
+from edgekit_runtime.ports import Clock, Disk, Fetcher
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
+from edgekit_runtime.store import BlobStore
 from edgekit_runtime.twocopy import TwoCopy
 
 NAME = "record"
@@ -31,20 +34,34 @@ AUDITED = frozenset(
 )
 
 
+@dataclass(frozen=True)
+class Environment:
+    """What the deployer works with."""
+
+    disk: Disk
+    clock: Clock
+    store: BlobStore
+    counting: Counting
+    state_dir: Path
+    targets: tuple[str, ...]
+    threads: int
+    fetcher: Callable[[str | None], Fetcher | None]  # from an artifacts_url
+    emit: Callable[[Record], None]  # audit records go to the spool
+    wake: Callable[[], None]
+
+
 class Deployment:
     """The record in memory and on disk, always equal."""
 
-    def __init__(
-        self, disk: Disk, clock: Clock, folder: Path, emit: Callable[[Record], None]
-    ) -> None:
-        self._clock = clock
-        self._emit = emit
-        self._file = TwoCopy(disk, folder, NAME, DeploymentRecord)
+    def __init__(self, env: Environment) -> None:
+        self._clock = env.clock
+        self._emit = env.emit
+        self._file = TwoCopy(env.disk, env.state_dir, NAME, DeploymentRecord)
         loaded = self._file.load()
         self.record = loaded.value or DeploymentRecord()
         if loaded.broken:
             detail = "both copies of the deployment record were unreadable"
-            emit(DeviceEvent(kind="record_rebuilt", detail=detail, at=clock.wall()))
+            self._emit(DeviceEvent(kind="record_rebuilt", detail=detail, at=self._clock.wall()))
 
     def model(self, name: str) -> ModelRecord:
         """The record of ``name``; an empty one when there is none."""

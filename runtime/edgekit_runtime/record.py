@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from edgekit.contracts.messages import DeviceConfig, Failure, ModelReport, Policy, SlotRef
@@ -70,3 +72,41 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
     def with_model(self, name: str, model: ModelRecord) -> DeploymentRecord:
         """A copy with ``model`` put in."""
         return msgspec.structs.replace(self, models={**self.models, name: model})
+
+
+def activation(model: ModelRecord, *, proven: bool) -> dict[str, Any]:
+    """What changes when the candidate takes over.
+
+    Only a confirmed bundle is kept to go back to; an unconfirmed one gives up its slot.
+    """
+    keep = model.active if model.confirmed else model.fallback
+    same = (
+        keep is not None and model.candidate is not None and keep.digest == model.candidate.digest
+    )
+    moves = model.active is not None and model.confirmed
+    return {
+        "active": model.candidate,
+        "fallback": None if same else keep,
+        "candidate": None,
+        "slot": _other(model.slot) if moves else model.slot,
+        "confirmed": proven,
+        "tries": model.policy.trial_tries - 1,  # the self-test's load is the first
+        "trial_s": 0.0,
+        "unproven": False,
+    }
+
+
+def reversion(model: ModelRecord) -> dict[str, Any]:
+    """What changes when the fallback takes over again: it is proven, and there is none left."""
+    return {
+        "active": model.fallback,
+        "fallback": None,
+        "slot": _other(model.slot),
+        "confirmed": True,
+        "tries": 0,
+        "unproven": False,
+    }
+
+
+def _other(slot: str) -> str:
+    return SLOT_NAMES[1 - SLOT_NAMES.index(slot)]

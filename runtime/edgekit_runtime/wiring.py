@@ -11,7 +11,8 @@ from edgekit_runtime.agent import Agent, Parts
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.config import AgentConfig
 from edgekit_runtime.counting import Counting
-from edgekit_runtime.deployer import Deployer, Environment
+from edgekit_runtime.deployer import Deployer
+from edgekit_runtime.deployment import Environment
 from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.download import HttpFetcher
 from edgekit_runtime.link import MqttLink

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from agentkit import layouts
 from agentkit.disks import FaultyDisk, PowerCut
+from agentkit.fetchers import LocalFetcher
 
 from edgekit.contracts.errors import BadInputError, UnavailableError
-from edgekit.contracts.oci import LayoutReader
 from edgekit_runtime import bundles
 from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.record import DeploymentRecord
@@ -84,31 +84,6 @@ def test_one_damaged_copy_falls_back_to_the_other(tmp_path):
     found = _record(tmp_path).load()
     assert found.value == DeploymentRecord(gen=1)
     assert not found.broken
-
-
-class LocalFetcher:
-    """Serves a layout, in small chunks; can end early or send rubbish."""
-
-    def __init__(self, root, *, cut: int | None = None, flip: bool = False) -> None:
-        self._blobs = LayoutReader(root)
-        self._cut = cut
-        self._flip = flip
-        self.sent = 0
-
-    def manifest(self, _repository, digest):
-        data = self._blobs.blob_path(digest).read_bytes()
-        self.sent += len(data)
-        return data
-
-    def blob(self, _repository, digest, offset):
-        data = self._blobs.blob_path(digest).read_bytes()[offset:]
-        if self._flip:
-            data = bytes([data[0] ^ 1]) + data[1:]
-        for start in range(0, len(data), 100):
-            if self._cut is not None and self.sent >= self._cut:
-                raise UnavailableError("connection lost")
-            self.sent += len(data[start : start + 100])
-            yield data[start : start + 100]
 
 
 def _store(folder, disk=DISK):

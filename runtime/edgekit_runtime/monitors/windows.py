@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.contracts.contract import Contract, Task
-from edgekit.contracts.messages import ClockQuality, Window
+from edgekit.contracts.messages import ClockQuality, SlotRef, Window
 from edgekit.stats import histogram
 from edgekit.stats.bins import CONFIDENCE_BINS
 from edgekit_runtime.guard import Flags
@@ -24,6 +24,22 @@ def class_count(contract: Contract) -> int:
         return 0
     last = spec.shape[-1] if spec.shape else 0
     return len(spec.labels) or (last if isinstance(last, int) else 0)
+
+
+def labels_for(model: str, ref: SlotRef, slot: str, contract: Contract) -> Labels:
+    """Labels of the region that counts ``ref`` while it serves in ``slot``."""
+    classes = class_count(contract)
+    return Labels(
+        model=model,
+        digest=ref.digest,
+        version=ref.version,
+        slot=slot,
+        release=ref.release,
+        rollout=ref.rollout,
+        wave=ref.wave,
+        classes=classes,
+        edges_digest=CONFIDENCE_BINS.digest if classes else "",
+    )
 
 
 def aggregate(

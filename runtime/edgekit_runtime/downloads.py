@@ -1,0 +1,46 @@
+"""Attempts to fetch a bundle; in memory, so that a restart tries anew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edgekit.contracts.backoff import Backoff
+from edgekit_runtime.ports import Clock
+
+
+@dataclass
+class _Attempts:
+    count: int = 0
+    due: float = 0.0
+    refetched: bool = False
+    backoff: Backoff = field(default_factory=lambda: Backoff(base_s=1.0, cap_s=60.0))
+
+
+class Downloads:
+    """By digest of the bundle."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._attempts: dict[str, _Attempts] = {}
+
+    def forget(self, digest: str) -> None:
+        """Begin anew."""
+        self._attempts.pop(digest, None)
+
+    def failed(self, digest: str) -> int:
+        """Note a failed attempt and when the next is due; returns how many there were."""
+        attempts = self._attempts.setdefault(digest, _Attempts())
+        attempts.count += 1
+        attempts.due = self._clock.monotonic() + attempts.backoff.next_delay_s()
+        return attempts.count
+
+    def waiting(self, digest: str) -> bool:
+        """Whether the next attempt is not due yet."""
+        attempts = self._attempts.get(digest)
+        return attempts is not None and attempts.due > self._clock.monotonic()
+
+    def again(self, digest: str) -> bool:
+        """Whether what was fetched may be fetched once more; True only the first time."""
+        attempts = self._attempts.setdefault(digest, _Attempts())
+        first, attempts.refetched = not attempts.refetched, True
+        return first
