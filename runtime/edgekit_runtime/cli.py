@@ -63,8 +63,8 @@ def run(config: ConfigOption) -> None:
     wiring.prepare_state(loaded.device.state_dir)
     lock = StateLock(loaded.device.state_dir)
     sockets = server.bind(loaded)
-    agent, inference = wiring.build(loaded)
     try:
+        agent, inference = wiring.build(loaded)
         asyncio.run(server.serve(agent, inference, sockets))
     finally:
         loaded.socket_path.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import uvicorn
 
-from edgekit.contracts.errors import UnavailableError, translate_os_errors
+from edgekit.contracts.errors import EdgekitError, UnavailableError, translate_os_errors
 from edgekit_runtime.agent import Agent
 from edgekit_runtime.config import AgentConfig
 from edgekit_runtime.serve import InferenceApp
@@ -37,21 +37,28 @@ def bind(config: AgentConfig) -> list[socket.socket]:
         UnavailableError: the port is in use.
         BadInputError: the socket's folder cannot be written.
     """
-    sockets = [_bind_unix(config.socket_path)]
-    if config.serve.port is not None:
-        tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            tcp.bind((LOOPBACK, config.serve.port))
-        except OSError as exc:
-            tcp.close()
-            sockets[0].close()
-            raise UnavailableError(
-                f"port {config.serve.port}: {exc.strerror}", hint="choose another [serve] port"
-            ) from exc
-        tcp.listen(BACKLOG)
-        sockets.append(tcp)
+    sockets = [] if config.serve.port is None else [_bind_loopback(config.serve.port)]
+    try:
+        sockets.append(_bind_unix(config.socket_path))
+    except EdgekitError:
+        for bound in sockets:
+            bound.close()
+        raise
     return sockets
+
+
+def _bind_loopback(port: int) -> socket.socket:
+    tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        tcp.bind((LOOPBACK, port))
+    except OSError as exc:
+        tcp.close()
+        raise UnavailableError(
+            f"port {port}: {exc.strerror}", hint="choose another [serve] port"
+        ) from exc
+    tcp.listen(BACKLOG)
+    return tcp
 
 
 def _bind_unix(path: Path) -> socket.socket:
