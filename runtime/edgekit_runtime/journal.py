@@ -40,7 +40,9 @@ class _Book:
         records = self.region.records(first, self.region.head)
         good = self.region.intact(first, self.region.head)
         for index in np.flatnonzero(good & (records["request"] != 0)):
-            self._note(int(records["kind"][index]), int(records["request"][index]), first + index)
+            self._note(
+                int(records["kind"][index]), int(records["request"][index]), first + int(index)
+            )
 
     def append(self, kind: Kind, request: int, **values: float) -> int | None:
         if self.region.head >= CAPACITY and self.region.head - self.region.tail < CAPACITY:
@@ -52,9 +54,9 @@ class _Book:
 
     def _note(self, kind: int, request: int, position: int) -> None:
         if request and kind in (Kind.PREDICTION, Kind.ERROR):
-            self.counted[request] = int(position)
+            self.counted[request] = position
         elif request and kind == Kind.FEEDBACK:
-            self.labelled[request] = int(position)
+            self.labelled[request] = position
 
     def _forget(self, position: int) -> None:
         request = int(self.region.ring["request"][position % CAPACITY])

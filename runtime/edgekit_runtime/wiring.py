@@ -85,7 +85,7 @@ def build(config: AgentConfig) -> tuple[Agent, InferenceApp]:
 
 
 def prepare_state(state: Path) -> None:
-    """Create the state folder, readable by its owner only.
+    """Create the state folder.
 
     Raises:
         EdgekitError: it cannot be created.
