@@ -43,12 +43,14 @@ def kill(
         UnavailableError: nothing came in flight, or no recovery within the bound.
     """
     victim.ensure_alive()
-    victim.freeze()
     unacked = 0
 
     def caught() -> bool:
         nonlocal unacked
+        victim.freeze()
         unacked = in_flight()
+        if unacked == 0 and victim.device:
+            victim.thaw()  # a frozen agent sends nothing more: let it run and look again
         return unacked >= 1
 
     wait_until(f"{victim.name}: a frame in flight", caught, IN_FLIGHT_S)
