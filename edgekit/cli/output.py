@@ -80,7 +80,8 @@ def fail(error: EdgekitError) -> NoReturn:
 def run(app: typer.Typer) -> None:
     """Run ``app``; expected failures become one line, anything else is reported as a bug."""
     try:
-        app(standalone_mode=False)
+        # The name people type, also when started as `python -m edgekit`.
+        app(standalone_mode=False, prog_name=app.info.name)
     except EdgekitError as exc:
         fail(exc)
     except typer.Exit as exc:

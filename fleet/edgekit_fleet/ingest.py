@@ -359,7 +359,7 @@ class _Batch:
             event = DeviceEvent(kind="frame_refused", detail=frame.problem, at=self._now)
             telemetry.add_event(self._connection, device_id, event, self._now)
         for record in frame.records:
-            if not telemetry.add_record(self._connection, device_id, record, self._now):
+            if not telemetry.add_record(self._connection, device_id, header, record, self._now):
                 counts["windows_duplicate"] += 1
 
     def _acks(self) -> list[tuple[Address, Ack]]:

@@ -94,6 +94,11 @@ windows = Table(
     Column("edges_digest", String(71), nullable=False),
     Column("body", LargeBinary, nullable=False),  # JSON of the whole record
     Column("received_at", Float, nullable=False),
+    # The frame it came in: a tombstone names frames, and some of those may have arrived.
+    Column("epoch", BigInteger, nullable=False),
+    Column("boot", BigInteger, nullable=False),
+    Column("lane", Integer, nullable=False),
+    Column("seq", BigInteger, nullable=False),
     # Identity of what was drained. NULL region when the range is empty (overflow counts only):
     # NULLs are distinct, so such windows rest on the identity of their frame alone.
     Column("region", String(128)),
@@ -102,6 +107,7 @@ windows = Table(
     UniqueConstraint("device_id", "region", "first", "last"),
     Index("windows_by_model", "model", "digest", "start"),
     Index("windows_by_device", "device_id", "release"),
+    Index("windows_by_frame", "device_id", "epoch", "boot", "lane", "seq"),
 )
 
 events = Table(
@@ -126,11 +132,13 @@ tombstones = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("device_id", ForeignKey("devices.id"), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
     Column("boot", BigInteger, nullable=False),
     Column("lane", Integer, nullable=False),
     Column("first", BigInteger, nullable=False),
     Column("last", BigInteger, nullable=False),
     Column("records", BigInteger, nullable=False),
+    # Less what arrived after all: produced = counted + evicted holds to the unit.
     Column("inferences", BigInteger, nullable=False),
     Column("reason", Text, nullable=False),
     Column("at", Float, nullable=False),

@@ -10,9 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, update
 
 from edgekit.contracts import codec
+from edgekit.contracts.frames import FrameHeader
 from edgekit.contracts.messages import DeviceEvent, Record, SlotEvent, Tombstone, Window
 from edgekit.stats.intervals import IntervalSet
 from edgekit_fleet.store.engine import upsert
@@ -83,13 +84,17 @@ class FramesSeen:
         self._changed.clear()
 
 
-def add_record(connection: Connection, device_id: int, record: Record, now: float) -> bool:
-    """Store one record; False when it was stored before (a window drained twice)."""
+def add_record(
+    connection: Connection, device_id: int, header: FrameHeader, record: Record, now: float
+) -> bool:
+    """Store one record of the frame ``header``; False when it was stored before.
+
+    (That happens to a window that a device drained twice.)
+    """
     if isinstance(record, Window):
-        return _add_window(connection, device_id, record, now)
+        return _add_window(connection, device_id, header, record, now)
     if isinstance(record, Tombstone):
-        values = {**msgspec.structs.asdict(record), "device_id": device_id, "received_at": now}
-        connection.execute(tombstones.insert().values(**values))
+        _add_tombstone(connection, device_id, header, record, now)
     elif isinstance(record, SlotEvent):
         values = msgspec.structs.asdict(record)
         values["state"], values["detail"] = record.state.value, values.pop("reason")
@@ -113,7 +118,34 @@ def add_event(connection: Connection, device_id: int, record: DeviceEvent, now: 
     )
 
 
-def _add_window(connection: Connection, device_id: int, window: Window, now: float) -> bool:
+def _add_tombstone(
+    connection: Connection, device_id: int, header: FrameHeader, record: Tombstone, now: float
+) -> None:
+    """Store what a device had to drop, less what had arrived here before.
+
+    A device may evict a frame that is on its way: sent, counted here, its ack not yet back.
+    """
+    arrived = connection.execute(
+        select(func.coalesce(func.sum(windows.c.n), 0)).where(
+            windows.c.device_id == device_id,
+            windows.c.epoch == header.epoch,
+            windows.c.boot == record.boot,
+            windows.c.lane == record.lane,
+            windows.c.seq.between(record.first, record.last),
+        )
+    ).scalar_one()
+    values = msgspec.structs.asdict(record) | {
+        "device_id": device_id,
+        "epoch": header.epoch,
+        "inferences": max(0, record.inferences - int(arrived)),
+        "received_at": now,
+    }
+    connection.execute(tombstones.insert().values(**values))
+
+
+def _add_window(
+    connection: Connection, device_id: int, header: FrameHeader, window: Window, now: float
+) -> bool:
     row = {
         name: getattr(window, name)
         for name in (
@@ -127,10 +159,29 @@ def _add_window(connection: Connection, device_id: int, window: Window, now: flo
         "classes": codec.encode(window.probes.get(CLASS_PROBE, ())).decode(),
         "body": codec.encode(window),
         "received_at": now,
+        "epoch": header.epoch,
+        "boot": header.boot,
+        "lane": header.lane,
+        "seq": header.seq,
         "region": window.region if window.first < window.last else None,
     }
     keys = ("device_id", "region", "first", "last")
-    return upsert(connection, windows, [row], keys=keys) > 0
+    new = upsert(connection, windows, [row], keys=keys) > 0
+    if new and window.n:
+        # It overtook, or was overtaken by, the tombstone of its own frame: it is here after all.
+        connection.execute(
+            update(tombstones)
+            .where(
+                tombstones.c.device_id == device_id,
+                tombstones.c.epoch == header.epoch,
+                tombstones.c.boot == header.boot,
+                tombstones.c.lane == header.lane,
+                tombstones.c.first <= header.seq,
+                tombstones.c.last >= header.seq,
+            )
+            .values(inferences=tombstones.c.inferences - window.n)
+        )
+    return new
 
 
 def count(connection: Connection, amounts: Mapping[str, int]) -> None:

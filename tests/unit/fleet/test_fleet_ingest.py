@@ -248,6 +248,18 @@ def test_tombstones_and_events_are_kept(bench: Bench) -> None:
     assert kinds == [("boot", "", "after power loss"), ("slot", "ROLLED_BACK", "self test")]
 
 
+def test_a_frame_that_arrived_is_not_counted_as_evicted_too(bench: Bench) -> None:
+    """The device evicted frames 0-4 while 1 was here already and 3 was still on its way."""
+    bench.live(m.counting_frame(1, n=10))
+    bench.live(m.frame(0, m.tombstone(50), lane=0))
+    assert (bench.counted.totals.n, bench.counted.totals.evicted) == (10, 40)
+    bench.live(m.counting_frame(3, n=10))
+    bench.live(m.counting_frame(3, n=10))
+    assert (bench.counted.totals.n, bench.counted.totals.evicted) == (20, 30)
+    bench.live(m.counting_frame(2, n=10, boot=2))  # another boot: another frame
+    assert (bench.counted.totals.n, bench.counted.totals.evicted) == (30, 30)
+
+
 def test_records_of_a_newer_agent_are_counted_as_unknown(bench: Bench) -> None:
     class Future(m.Window, frozen=True, kw_only=True, tag="future"):
         pass

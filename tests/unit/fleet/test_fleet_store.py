@@ -11,6 +11,7 @@ from fleetkit import messages as m
 from fleetkit.links import MemoryLink
 
 from edgekit.contracts import topics
+from edgekit.contracts import frames
 from edgekit.contracts.errors import BadInputError, BugError
 from edgekit.contracts.messages import Deployment, DeviceConfig, VariantRef
 from edgekit.contracts.verdict import Outcome, Verdict
@@ -247,8 +248,9 @@ def test_evidence_splits_by_release_and_starts_at_the_soak(
         m.window(start=30.0, first=4, model="other"),
     ]
     with database.write() as connection:
-        for window in windows:
-            assert telemetry.add_record(connection, device, window, 50.0)
+        for seq, window in enumerate(windows):
+            header = frames.FrameHeader(epoch=7, boot=1, lane=1, seq=seq, records=1, length=1)
+            assert telemetry.add_record(connection, device, header, window, 50.0)
     (rollout,) = store.open_rollouts()
     assert store.observe(rollout, None).devices["d1"].candidate.n == 0
     view = store.observe(rollout, 10.0).devices["d1"]
