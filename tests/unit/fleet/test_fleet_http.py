@@ -276,7 +276,7 @@ def test_devices_and_counts_are_shown(server: Server) -> None:
     hostile = {"site": "<script>alert(1)</script>"}
     server.ingest(
         m.incoming("d1", topics.REPORTED, m.reported(0, labels=hostile)),
-        m.live("d1", m.frame(0, m.window(), m.tombstone(5))),
+        m.live("d1", m.frame(9, m.window(), m.tombstone(5))),
     )
     (device,) = server("GET", "/api/v1/devices").json()
     assert (device["device"], device["labels"], device["gen"]) == ("d1", hostile, 1)

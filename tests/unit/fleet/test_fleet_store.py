@@ -10,8 +10,7 @@ import pytest
 from fleetkit import messages as m
 from fleetkit.links import MemoryLink
 
-from edgekit.contracts import topics
-from edgekit.contracts import frames
+from edgekit.contracts import frames, topics
 from edgekit.contracts.errors import BadInputError, BugError
 from edgekit.contracts.messages import Deployment, DeviceConfig, VariantRef
 from edgekit.contracts.verdict import Outcome, Verdict
