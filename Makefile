@@ -12,6 +12,10 @@ PYTHON ?= $(shell for v in python3.13 python3.12 python3.11 python3; do \
 	$$v -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
 	{ echo $$v; break; }; done)
 
+# The oldest Python devices have (JetPack 6), when this machine has it too.
+DEVICE_PYTHON ?= $(firstword $(foreach v,python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python3.10),\
+	$(shell $v -c 'import sys; print(sys.executable)' 2>/dev/null)) $(PYTHON))
+
 .PHONY: help setup demo test check bench docs format lock runtime-only clean
 
 help: ## list the targets
@@ -62,8 +66,8 @@ lock: ## resolve requirements.lock anew (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-header \
 		--no-annotate --generate-hashes -o requirements.lock pyproject.toml
 
-runtime-only: ## import every runtime module in an environment that holds only [runtime]
-	@PYTHON="$(PYTHON)" bash tests/repo/runtime_only.sh
+runtime-only: ## test the device's part in an environment with [runtime] alone (DEVICE_PYTHON=...)
+	@PYTHON="$(DEVICE_PYTHON)" bash tests/repo/runtime_only.sh
 
 clean: ## remove what the targets made
 	@rm -rf $(VENV) demo-out demo-report.json build-out .mypy_cache .ruff_cache .pytest_cache
