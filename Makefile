@@ -41,7 +41,7 @@ setup: $(READY) ## make the virtual environment from the lock file
 demo: $(READY) ## the main job end to end on real data (KEEP=1 leaves the dashboard up)
 	@$(BIN)/edgekit demo --out demo-out --report demo-report.json $(if $(KEEP),--keep) $(DEMO_ARGS)
 
-test: $(READY) ## all tests; EDGEKIT_TEST_SCALE=10 makes sweeps ten times longer
+test: $(READY) ## all tests; EDGEKIT_TEST_SCALE=10 lets property tests look ten times longer
 	@$(BIN)/python -m pytest $(TEST_ARGS)
 
 check: $(READY) ## format, lint, types (also for Python 3.10 where devices run it), import layers

@@ -64,7 +64,9 @@ def read(path: Path) -> dict[str, Array]:
                     raise BadInputError(f"{path}: holds one array without a name, not an .npz")
                 return {name: archive[name] for name in archive.files}
         except (ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as exc:
-            problem = "holds Python objects" if "pickle" in str(exc) else "is not a readable .npz"
+            # numpy takes whatever is no array for a pickle: only inside a zip does that tell anything.
+            objects = zipfile.is_zipfile(path) and "pickle" in str(exc)
+            problem = "holds Python objects" if objects else "is not a readable .npz"
             raise BadInputError(
                 f"{path}: {problem}",
                 hint="write it with numpy.savez(path, input_name=array, labels=array)",
