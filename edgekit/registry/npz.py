@@ -64,7 +64,7 @@ def read(path: Path) -> dict[str, Array]:
                     raise BadInputError(f"{path}: holds one array without a name, not an .npz")
                 return {name: archive[name] for name in archive.files}
         except (ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as exc:
-            # numpy takes whatever is no array for a pickle: only inside a zip does that tell anything.
+            # numpy takes whatever is no array for a pickle: only inside a zip that tells anything.
             objects = zipfile.is_zipfile(path) and "pickle" in str(exc)
             problem = "holds Python objects" if objects else "is not a readable .npz"
             raise BadInputError(
