@@ -26,7 +26,16 @@ WINDOW_FRAMES = 64
 class WireDevice:
     """Sends frames until they are acked; follows desired documents by claiming success at once."""
 
-    def __init__(self, name: str, port: int, *, epoch: int = 7, obey: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        port: int,
+        *,
+        epoch: int = 7,
+        obey: bool = True,
+        labels: dict[str, str] | None = None,
+    ) -> None:
+        self.labels = labels or {}
         self.address = m.address(name)
         self.obey = obey
         self.frames: dict[int, bytes] = {}
@@ -83,7 +92,7 @@ class WireDevice:
 
     def report(self) -> None:
         """Send the snapshot."""
-        payload = m.reported(self._gen, models=self._models)
+        payload = m.reported(self._gen, models=self._models, labels=self.labels)
         self._client.publish(self.address.topic(topics.REPORTED), payload, 1, retain=True)
 
     def spool(self, seq: int, payload: bytes) -> None:
