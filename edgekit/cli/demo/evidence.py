@@ -32,6 +32,7 @@ from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.limits import OCI_MANIFEST_BYTES_MAX
 from edgekit.contracts.messages import Reported
 from edgekit.contracts.oci import LayoutReader
+from edgekit.contracts.verdict import Outcome
 from edgekit_fleet.rollout.model import RolloutState
 
 OBSERVED_FILE = "observed.json"
@@ -83,6 +84,7 @@ def _variant(version: str, record: VariantRecord, layout: LayoutReader) -> Varia
         latency_ms=record.latency_ms,
         latency_ms_original=record.original_latency_ms,
         validated=record.validated,
+        gates=tuple(v.metric for v in record.verdicts if v.outcome is Outcome.PASS),
     )
 
 
@@ -134,6 +136,12 @@ class Database:
         )
         return tuple(str(device) for (device,) in rows)
 
+    def total(self, column: str, release: str) -> int:
+        """Sum of a column of windows of ``release``."""
+        assert column in {"errors", "violations"}
+        query = f"select coalesce(sum({column}), 0) from windows where release = ?"  # noqa: S608 - checked
+        return int(self._connection.execute(query, (release,)).fetchone()[0])
+
     def rollouts(self) -> tuple[RolloutFigures, ...]:
         """Every rollout in the order it was started."""
         rows = self._connection.execute(
@@ -150,6 +158,8 @@ class Database:
             reason=state.reason,
             devices_exposed=len(set(state.exposed)),
             ran_on=self.ran(release),
+            errors=self.total("errors", release),
+            violations=self.total("violations", release),
             waves=tuple(
                 WaveFigures(
                     name=wave.name,

@@ -35,6 +35,7 @@ class Variant(msgspec.Struct, kw_only=True):
     latency_ms: float | None
     latency_ms_original: float | None
     validated: str
+    gates: tuple[str, ...]  # what was gated, and passed
 
 
 class WaveFigures(msgspec.Struct, kw_only=True):
@@ -51,7 +52,7 @@ class WaveFigures(msgspec.Struct, kw_only=True):
 
 
 class RolloutFigures(msgspec.Struct, kw_only=True):
-    """One rollout; ``ran_on`` are the devices whose telemetry shows the release."""
+    """One rollout; ``ran_on``, ``errors`` and ``violations`` come from devices' telemetry."""
 
     name: str
     release: str
@@ -59,6 +60,8 @@ class RolloutFigures(msgspec.Struct, kw_only=True):
     reason: str
     devices_exposed: int
     ran_on: tuple[str, ...]
+    errors: int  # of inferences on the release
+    violations: int  # inputs outside its contract
     waves: tuple[WaveFigures, ...]
     seconds: float
 
@@ -174,6 +177,16 @@ def _variant(variant: Variant, name: str) -> Problems:
         yield f"{name}: {variant.size_bytes} bytes of {variant.size_bytes_original}"
     if (variant.precision == "int8") != (variant.size_bytes < variant.size_bytes_original * 0.7):
         yield f"{name}: {variant.precision} with {variant.size_bytes} bytes"
+    yield from _proof(variant, name)
+
+
+def _proof(variant: Variant, name: str) -> Problems:
+    """What was gated, and where it ran."""
+    wanted = {"top1_drop", "size_bytes"}
+    if variant.target != "rpi5":
+        wanted |= {"golden_agreement", "latency_ms_p50", "validation"}
+    if set(variant.gates) != wanted:
+        yield f"{name}: passed {variant.gates}, declared {sorted(wanted)}"
     expected = "none" if variant.target == "rpi5" else "native"
     if variant.validated != expected:
         yield f"{name}: validated {variant.validated}, expected {expected}"
@@ -184,6 +197,7 @@ def _variant(variant: Variant, name: str) -> Problems:
 
 def _good_rollouts(report: Report) -> Problems:
     for rollout in report.rollouts[:2]:
+        yield from _healthy(rollout)
         devices = set(report.agent.pids)
         if (rollout.verdict, rollout.reason) != ("succeeded", "every wave passed its gates"):
             yield f"rollout {rollout.name}: {rollout.verdict} ({rollout.reason})"
@@ -197,6 +211,11 @@ def _good_rollouts(report: Report) -> Problems:
                 yield f"rollout {rollout.name}: wave {wave.name} is {wave.phase}"
     if not any(wave.gates and wave.control for r in report.rollouts[1:2] for wave in r.waves):
         yield "rollout meter-v2: no wave was compared with a control cohort"
+
+
+def _healthy(rollout: RolloutFigures) -> Problems:
+    if rollout.errors or rollout.violations:
+        yield f"rollout {rollout.name}: errors {rollout.errors}, violations {rollout.violations}"
 
 
 def _bad_rollout(report: Report) -> Problems:
@@ -218,6 +237,7 @@ def _bad_rollout(report: Report) -> Problems:
         yield f"rollout {bad.name}: {len(failed)} gates failed, reason {bad.reason!r}"
     for gate in failed:
         yield from _convincing(gate, bad)
+    yield from _healthy(bad)  # no device could have known by itself
     back = {device: report.agent.active.get(device) for device in canary.devices}
     if set(back.values()) != {"meter-v2"}:
         yield f"rollout {bad.name}: devices did not go back to v2: {back}"

@@ -33,6 +33,8 @@ def variant(version, target):
         latency_ms=0.1 if native else None,
         latency_ms_original=0.3 if native else None,
         validated="native" if native else "none",
+        gates=("top1_drop", "size_bytes")
+        + (("golden_agreement", "latency_ms_p50", "validation") if native else ()),
     )
 
 
@@ -57,6 +59,8 @@ def rollout(name, waves, **changes):
         "reason": "every wave passed its gates",
         "devices_exposed": 12,
         "ran_on": tuple(DEVICES),
+        "errors": 0,
+        "violations": 0,
         "waves": tuple(waves),
         "seconds": 9.0,
     }
