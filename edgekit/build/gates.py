@@ -71,7 +71,7 @@ def size(size_bytes: int, original_bytes: int, budget: Budget) -> Verdict:
 
 
 def latency(
-    variant: Latency | None, original: Latency | None, budget: Budget, *, is_fp32: bool
+    variant: Latency | None, original: Latency | None, budget: Budget, *, unquantized: bool
 ) -> Verdict:
     """Latency on real hardware: p95 against a declared budget, else p50 against the original's.
 
@@ -94,12 +94,12 @@ def latency(
         return not_measured(metric, "the original was not timed in the same run")
     limit = original.p50_ms * LATENCY_RATIO_MAX
     reason = f"p50 {variant.p50_ms:.3f} ms; the original takes {original.p50_ms:.3f} ms"
-    if is_fp32:
-        reason += "; fp32 computes the same as the original"
+    if unquantized:
+        reason += "; it computes the same as the original"
     return _verdict(
         metric,
         reason,
-        passed=is_fp32 or variant.p50_ms <= limit,
+        passed=unquantized or variant.p50_ms <= limit,
         threshold=limit,
         estimate=variant.p50_ms,
         n=variant.runs,

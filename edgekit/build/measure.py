@@ -109,6 +109,10 @@ class Measurer:
         )
         return Measured(evaluation, npz.read(entry.file(_OUTPUTS)))
 
+    def knows(self, subject: Subject, data: Path, *, timed: TimedRun | None = None) -> bool:
+        """Whether `measure` would only look up."""
+        return self.cache.find(self._step(subject, data, timed)) is not None
+
     def _step(self, subject: Subject, data: Path, timed: TimedRun | None) -> Step:
         inputs = {
             "model": subject.model_digest,

@@ -15,13 +15,24 @@ class CandidateRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     precision: str
-    outcome: str  # chosen | passed_over | gate_failed | dropped
+    outcome: str  # chosen | passed_over | gate_failed | dropped | probe
     reason: str
     size_bytes: int | None = None
     quality: float | None = None
     quality_drop: float | None = None
     quality_drop_upper: float | None = None
     latency_ms: float | None = None
+    noise: float | None = None  # distance of the outputs from the original's, relative
+    floats: tuple[str, ...] = ()  # layers that went back to float
+    pareto: bool = False  # nothing else is at least as good in drop, latency and size
+
+
+class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the search went beyond its first round; what is left is `next`, and so on."""
+
+    complete: bool
+    tried: int
+    next: str | None
 
 
 class VariantRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +65,7 @@ class VariantRecord(msgspec.Struct, frozen=True, kw_only=True):
     bundle_bytes: int | None
     tag: str | None
     candidates: tuple[CandidateRecord, ...]
+    search: SearchRecord
 
 
 class BuildRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -52,6 +52,14 @@ def build(
     contract: ContractOption = None,
     drop_max: DropOption = None,
     registry: RegistryOption = None,
+    time_budget: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            metavar="SECONDS",
+            help="Time for the search; its first round is always completed.",
+        ),
+    ] = 30.0,
     cache: Annotated[
         Path | None, typer.Option(help="Step cache; $EDGEKIT_CACHE or the home folder's.")
     ] = None,
@@ -79,6 +87,7 @@ def build(
         out,
         writer=OciBundleWriter(),
         cache=Cache(cache) if cache else None,
+        time_budget_s=time_budget,
         on_progress=_progress,
     )
     if json:
@@ -87,6 +96,8 @@ def build(
         output.emit(describe(record))
         for variant in record.variants:
             for entry in variant.candidates:
+                if entry.outcome == "probe":
+                    continue
                 output.note(f"{variant.target}: {entry.name} {entry.outcome}: {entry.reason}")
     record.raise_if_failed()
 
