@@ -46,6 +46,7 @@ class Reduce(str, Enum):
     """Whether weights keep to 7 bits, for instructions whose 16-bit sums saturate."""
 
     NEVER = "never"
+    WHERE = "where"  # only where calibrated inputs and weights can reach the limit
     ALWAYS = "always"
 
 
@@ -128,7 +129,8 @@ def candidates_for(target: TargetProfile, structure: Structure) -> tuple[Candida
     if len(structure.layers) > 1:
         found.append(_static(target, Ops.BODY))
     if DYNAMIC_OPS & set(structure.ops):
-        reduce, mark = _reduce(target)
+        # What inputs will be is known in each run only: the worst case is that they fill the range.
+        reduce, mark = (Reduce.ALWAYS, "-rr") if target.reduce_range else (Reduce.NEVER, "")
         found.append(
             Candidate(
                 name=f"int8-dynamic{mark}",
@@ -145,12 +147,8 @@ def candidates_for(target: TargetProfile, structure: Structure) -> tuple[Candida
     return tuple(found)
 
 
-def _reduce(target: TargetProfile) -> tuple[Reduce, str]:
-    return (Reduce.ALWAYS, "-rr") if target.reduce_range else (Reduce.NEVER, "")
-
-
 def _static(target: TargetProfile, ops: Ops, *, per_channel: bool = True) -> Candidate:
-    reduce, mark = _reduce(target)
+    reduce, mark = (Reduce.WHERE, "-rr") if target.reduce_range else (Reduce.NEVER, "")
     return Candidate(
         name=f"int8-{ops.value}-{target.activations.value}{mark}{'' if per_channel else '-pt'}",
         precision="int8",

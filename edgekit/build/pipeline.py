@@ -125,8 +125,8 @@ def build(
         }
         variants = []
         for target, result in chosen:
-            contents = _contents(model, target, result, facts, host)
-            written = _write(out, writer, _head(model, target, result, host), contents, result)
+            contents = _contents(model, target, result, facts)
+            written = _write(out, writer, _head(model, target, result), contents, result)
             variants.append(_record(model, target, result, written, host))
     record = BuildRecord(
         model=model.name,
@@ -152,7 +152,7 @@ def _measured_on(host: Host) -> str:
     return f"{host.arch}, onnxruntime {tools.versions()['onnxruntime']}"
 
 
-def _head(model: ModelVersion, target: TargetProfile, result: Chosen, host: Host) -> BundleHead:
+def _head(model: ModelVersion, target: TargetProfile, result: Chosen) -> BundleHead:
     candidate = result.trial.figures.candidate
     return BundleHead(
         model=model.name,
@@ -161,7 +161,7 @@ def _head(model: ModelVersion, target: TargetProfile, result: Chosen, host: Host
         precision=candidate.precision,
         engine=target.engine,
         engine_versions=target.engine_versions,
-        labels={"candidate": candidate.name, "validated": host.validation(target).value},
+        labels={"candidate": candidate.name, "validated": result.level.value},
     )
 
 
@@ -170,9 +170,8 @@ def _contents(
     target: TargetProfile,
     result: Chosen,
     facts: Mapping[str, object],
-    host: Host,
 ) -> list[BundleContent]:
-    level = {"validated": host.validation(target).value}
+    level = {"validated": result.level.value, "emulated_on": result.emulated_on}
     document = derive.evidence(
         model, target, result.candidates, result.verdicts, {**facts, **level}
     )
@@ -230,7 +229,8 @@ def _record(
         latency_ms=latency.p50_ms if latency else None,
         latency_ms_p95=latency.p95_ms if latency else None,
         original_latency_ms=result.original_latency_ms,
-        validated=host.validation(target).value,
+        validated=result.level.value,
+        emulated_on=result.emulated_on,
         quality_measured_on=_measured_on(host),
         verdicts=result.verdicts,
         repository=model.name,

@@ -22,7 +22,7 @@ from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import ResourceError
 
 _CALIBRATE_VERSION = 1  # of edgekit.build.quantizers.calibrate
-_QUANTIZE_VERSION = 2  # of edgekit.build.quantizers.worker
+_QUANTIZE_VERSION = 3  # of edgekit.build.quantizers.worker
 _WORKER = "edgekit.build.quantizers.worker"
 _CALIBRATE = "edgekit.build.quantizers.calibrate"
 _MODEL, _RANGES = "model.onnx", "ranges.json"
@@ -147,7 +147,7 @@ class Quantization:
         }
         answers, stopped = self._child(_WORKER, request)
         if stopped is not None:
-            answers.append({"error": stopped})
+            answers.append({"error": stopped, "reduced": []})
         return answers
 
     def _child(self, module: str, request: Mapping[str, Any]) -> tuple[list[Any], str | None]:
@@ -184,4 +184,5 @@ def _result(entry: Entry) -> Artifact | str:
     if error is not None:
         return error
     path = entry.file(_MODEL)
-    return Artifact(path, entry.digests[_MODEL], path.stat().st_size)
+    reduced = tuple(entry.facts["reduced"])
+    return Artifact(path, entry.digests[_MODEL], path.stat().st_size, reduced)

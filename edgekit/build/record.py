@@ -24,6 +24,7 @@ class CandidateRecord(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float | None = None
     noise: float | None = None  # distance of the outputs from the original's, relative
     floats: tuple[str, ...] = ()  # layers that went back to float
+    reduced: tuple[str, ...] = ()  # layers with 7-bit weights, because 8 bits could saturate
     pareto: bool = False  # nothing else is at least as good in drop, latency and size
 
 
@@ -57,7 +58,8 @@ class VariantRecord(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float | None
     latency_ms_p95: float | None
     original_latency_ms: float | None
-    validated: str  # native | none
+    validated: str  # native | emulated | none
+    emulated_on: str | None  # the emulator, when the artifact ran under one
     quality_measured_on: str
     verdicts: tuple[Verdict, ...]
     repository: str

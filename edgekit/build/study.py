@@ -29,6 +29,7 @@ class Artifact:
     path: Path
     digest: str
     size: int
+    reduced: tuple[str, ...] = ()  # layers whose weights keep to 7 bits, so that nothing saturates
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import msgspec
 
-from edgekit.build import derive, gates, search, select, tools
+from edgekit.build import derive, emulate, gates, search, select, tools
 from edgekit.build.candidates import Candidate, candidates_for
+from edgekit.build.emulate import Emulator
 from edgekit.build.host import Host
 from edgekit.build.judge import Comparison, compare
 from edgekit.build.measure import (
@@ -25,7 +26,7 @@ from edgekit.build.measure import (
 from edgekit.build.quantize import Quantization
 from edgekit.build.record import CandidateRecord, SearchRecord
 from edgekit.build.study import Artifact, Study
-from edgekit.build.target import TargetProfile, Validation
+from edgekit.build.target import Gate, TargetProfile, Validation
 from edgekit.contracts import codec, digest
 from edgekit.contracts.errors import GateFailedError
 from edgekit.contracts.verdict import Outcome, Verdict, combine
@@ -56,6 +57,8 @@ class Chosen:
     final: Measured
     comparison: Comparison
     original_latency_ms: float | None
+    level: Validation
+    emulated_on: str | None
     verdicts: tuple[Verdict, ...]
     candidates: tuple[CandidateRecord, ...] = ()
     search: SearchRecord = NOT_SEARCHED
@@ -266,8 +269,11 @@ class VariantBuilder:
         labels: Array | None = self.study.evaluation_labels
         contract = self.study.contract
         found = compare(contract, original.outputs, final.outputs, labels, rows=n, expected_n=n)
+        native = self.host.validation(target) is Validation.NATIVE
+        emulator, emulated = self._emulated(target, subject, original)
         level = self.host.validation(target)
-        native = level is Validation.NATIVE
+        if emulator is not None and not native:
+            level = Validation.EMULATED
         latency = trial.figures.latency if native else None
         baseline = original_tuning.evaluation.latency if native else None
         budget = contract.budget_for(target.name)
@@ -280,6 +286,7 @@ class VariantBuilder:
             latency_verdict=gates.latency(
                 latency, baseline, budget, unquantized=candidate.unquantized
             ),
+            emulated_verdict=emulated,
         )
         return Chosen(
             trial=trial,
@@ -288,8 +295,35 @@ class VariantBuilder:
             final=final,
             comparison=found,
             original_latency_ms=baseline.p50_ms if baseline else None,
+            level=level,
+            emulated_on=emulator.facts if emulator else None,
             verdicts=verdicts,
         )
+
+    def _emulated(
+        self, target: TargetProfile, subject: Subject, original: Measured
+    ) -> tuple[Emulator | None, Verdict]:
+        """The artifact on the emulated CPU against the original here, over the evaluation split."""
+        budget = self.study.contract.quality
+        native = self.host.validation(target) is Validation.NATIVE
+        required = target.validation_required is Validation.EMULATED and not native
+        if Gate.EMULATED not in target.gates and not required:
+            return None, gates.emulated(None, None, budget, "the target does not ask for it")
+        emulator = emulate.find(target, self.host)
+        if emulator is None:
+            why = f"no emulator of {target.emulator} on this machine (install qemu-user)"
+            return None, gates.emulated(None, None, budget, why)
+        self.tick(f"{target.name}: running the artifact on an emulated {target.emulator}")
+        try:
+            run = self.measurer.measure(subject, self.study.evaluation, emulator=emulator)
+        except CandidateError as exc:
+            return None, gates.emulated(None, None, budget, f"{emulator.facts}: {exc}")
+        n = self.study.evaluation_n
+        labels = self.study.evaluation_labels
+        contract = self.study.contract
+        found = compare(contract, original.outputs, run.outputs, labels, rows=n, expected_n=n)
+        golden = run.evaluation.golden
+        return emulator, gates.emulated(found.drop, golden, budget, emulator.facts)
 
     def _explain(
         self,
@@ -331,4 +365,5 @@ def _record(trial: Trial, outcome: str, reason: str) -> CandidateRecord:
         latency_ms=figures.latency.p50_ms if figures.latency else None,
         noise=figures.noise,
         floats=figures.candidate.floats,
+        reduced=trial.artifact.reduced,
     )

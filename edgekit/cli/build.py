@@ -60,6 +60,9 @@ def build(
             help="Time for the search; its first round is always completed.",
         ),
     ] = 30.0,
+    emulate: Annotated[
+        bool, typer.Option("--emulate", help="Also gate on the emulated target CPU (qemu-user).")
+    ] = False,
     cache: Annotated[
         Path | None, typer.Option(help="Step cache; $EDGEKIT_CACHE or the home folder's.")
     ] = None,
@@ -77,6 +80,8 @@ def build(
         from edgekit.package.bundle import OciBundleWriter
         from edgekit.registry.local import LocalRegistry
     profiles = [targets.find(name) for name in dict.fromkeys(target)]
+    if emulate:
+        profiles = [targets.emulating(profile) for profile in profiles]
     store = LocalRegistry(registry)
     given = sources(data, calibration, tuning, evaluation, golden)
     version = _version(store, model, given, contract, drop_max)

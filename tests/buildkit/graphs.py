@@ -174,6 +174,30 @@ def sensitive() -> onnx.ModelProto:
     return model(nodes, [numpy_helper.from_array(array, name) for name, array in weights.items()])
 
 
+def adder() -> tuple[onnx.ModelProto, np.ndarray, np.ndarray]:
+    """Is the sum above average? All weights alike: every pair of products passes 16 bits.
+
+    Returns the model with 900 samples and labels. A processor that saturates answers "no" always.
+    """
+    rng = np.random.default_rng(5)
+    x = np.clip(rng.normal(0.8, 0.1, (900, LENGTH)), 0, 1).astype(np.float32)
+    level = float(np.median(x.sum(axis=1)))
+    keep = np.abs(x.sum(axis=1) - level) > 0.1  # farther from the level than 8 bits can blur
+    x, labels = x[keep], (x[keep].sum(axis=1) > level).astype(np.int64)
+    weights = {
+        "w": np.ones((LENGTH, 512), np.float32),  # so wide that int8 is the smaller one
+        "b": np.full(512, -level, np.float32),
+        "mean": np.stack([-np.ones(512), np.ones(512)], axis=1).astype(np.float32) / 64,
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["s"], name="sum"),
+        helper.make_node("MatMul", ["s", "mean"], ["z"], name="mean"),
+        helper.make_node("Softmax", ["z"], ["y"], axis=1),
+    ]
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    return model(nodes, tensors, outputs=("batch", 2)), x, labels
+
+
 def save(made: onnx.ModelProto, path: Path) -> Path:
     """Write a model."""
     onnx.save(made, path)

@@ -30,7 +30,6 @@ from edgekit.contracts import codec
 from edgekit.contracts.contract import Contract
 from edgekit.registry import npz
 
-VERSION = 1
 GROUP_BYTES_MAX = 64 << 20  # activations held at once: too low means many passes over the data
 CHUNK_MAX = 16  # samples per run: fewer is slow on small models, more costs memory
 _LOG_FATAL = 4

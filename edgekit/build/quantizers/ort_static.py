@@ -19,8 +19,9 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
+from edgekit.build import saturation
 from edgekit.build.candidates import WEIGHT_OPS, Candidate, Ops, Reduce
-from edgekit.build.quantizers.base import chosen_layers
+from edgekit.build.quantizers.base import channel_axis, chosen_layers
 from edgekit.build.ranges import Ranges
 from edgekit.build.target import Activations
 
@@ -60,6 +61,8 @@ def _quantize(
     assert ranges is not None  # the worker reads them for quantizers that need them
     nodes = chosen_layers(model, candidate)
     everything = candidate.ops is Ops.ALL and not candidate.only
+    if candidate.reduce_range is Reduce.WHERE:
+        options = {**options, "TensorQuantOverrides": _reduced(model, candidate, ranges)}
     signed = candidate.activations is Activations.S8
     quantizer = QDQQuantizer(
         _with_shapes(model),
@@ -75,6 +78,20 @@ def _quantize(
     )
     made: onnx.ModelProto = quantizer.quantize_model()
     return made
+
+
+def _reduced(model: onnx.ModelProto, candidate: Candidate, ranges: Ranges) -> dict[str, Any]:
+    """7 bits for the weights of layers that could saturate."""
+    names = set(saturation.layers(model, candidate, ranges))
+    dims = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    overrides: dict[str, Any] = {}
+    for node in model.graph.node:
+        if node.name in names:
+            weight = node.input[1]
+            channels = candidate.per_channel and dims[weight] > 1
+            axis = {"axis": channel_axis(node)} if channels else {}
+            overrides[weight] = [{**axis, "quant_type": QuantType.QInt8, "reduce_range": True}]
+    return overrides
 
 
 def _tensors(ranges: Ranges, candidate: Candidate) -> TensorsData:

@@ -1,8 +1,8 @@
 """Quantizes a batch of candidates of one model, as a process: ``python -m … REQUEST.json``.
 
 A process of its own, because quantizers crash, exhaust memory and write to stderr; none of that may
-reach the build. For each job in order, one JSON line on stdout: ``{"error": null | "…"}``. When the
-process dies, the lines tell which job killed it.
+reach the build. For each job in order, one JSON line on stdout: ``{"error": null | "…"}``, with the
+layers whose weights were reduced to 7 bits. When the process dies, the lines tell which job it was.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 import msgspec
 import onnx
 
-from edgekit.build.candidates import Candidate, Scheme
+from edgekit.build import saturation
+from edgekit.build.candidates import Candidate, Reduce, Scheme
 from edgekit.build.quantizers.base import Quantizer
 from edgekit.build.quantizers.fp16 import Fp16
 from edgekit.build.quantizers.ort_dynamic import Dynamic
@@ -24,7 +25,6 @@ from edgekit.build.ranges import Ranges
 from edgekit.build.steps.normalise import quiet_logs
 from edgekit.contracts import codec
 
-VERSION = 2
 QUANTIZERS: dict[Scheme, Quantizer] = {
     Scheme.STATIC: Static(),
     Scheme.EXPLICIT: Explicit(),
@@ -75,13 +75,16 @@ def main(path: str) -> None:
     ranges = codec.read(Ranges, Path(request.ranges)) if request.ranges else None
     for job in request.jobs:
         error: str | None = None
+        reduced: tuple[str, ...] = ()
         try:
+            if job.candidate.reduce_range is Reduce.WHERE and ranges is not None:
+                reduced = saturation.layers(model, job.candidate, ranges)
             onnx.save(quantize(model, job.candidate, ranges), job.target)
         except (MemoryError, OSError):
             raise  # not a property of the candidate: the process ends with it, nothing is cached
         except Exception as exc:  # noqa: BLE001 - foreign code; the exact error is the answer
             error = " ".join(f"{type(exc).__name__}: {exc}".split())
-        print(json.dumps({"error": error}), flush=True)
+        print(json.dumps({"error": error, "reduced": reduced}), flush=True)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,7 @@ def judge(profile, level):
         size_verdict=msgspec.structs.replace(good, metric="size"),
         golden_verdict=msgspec.structs.replace(good, metric="golden"),
         latency_verdict=msgspec.structs.replace(good, metric="latency"),
+        emulated_verdict=msgspec.structs.replace(good, metric="emulated"),
     )
 
 
@@ -103,6 +104,31 @@ def test_a_target_that_requires_native_validation_fails_elsewhere():
     outcomes = {v.metric: v.outcome for v in judge(profile, Validation.NONE)}
     assert outcomes["validation"] is Outcome.FAIL
     assert all(v.outcome is Outcome.PASS for v in judge(profile, Validation.NATIVE))
+
+
+def test_levels_of_validation_are_ordered_and_what_ran_must_have_passed():
+    profile = target.find("x86-64-v3")
+    required = msgspec.structs.replace(
+        profile, gates=(Gate.QUALITY,), validation_required=Validation.EMULATED
+    )
+    for level, passes in ((Validation.NONE, False), (Validation.EMULATED, True)):
+        outcomes = {v.metric: v.outcome for v in judge(required, level)}
+        assert (outcomes["validation"] is Outcome.PASS) is passes
+        assert ("emulated" in outcomes) is (level is Validation.EMULATED)
+    assert judge(required, Validation.NATIVE)[-1].outcome is Outcome.PASS
+    native = msgspec.structs.replace(profile, validation_required=Validation.NATIVE)
+    assert judge(native, Validation.EMULATED)[-1].outcome is Outcome.FAIL
+
+
+def test_emulation_is_judged_by_quality_and_by_the_golden_set():
+    agrees = Verdict(metric="golden_agreement", outcome=Outcome.PASS, reason="32 of 32")
+    strays = Verdict(metric="golden_agreement", outcome=Outcome.FAIL, reason="3 of 32")
+    assert gates.emulated(drop(0, 0.02), agrees, QUALITY, "here").outcome is Outcome.PASS
+    assert gates.emulated(drop(0, 0.03), agrees, QUALITY, "here").outcome is Outcome.FAIL
+    verdict = gates.emulated(drop(0, 0.02), strays, QUALITY, "here")
+    assert (verdict.outcome, verdict.metric) == (Outcome.FAIL, "emulated_top1_drop")
+    assert "3 of 32" in verdict.reason
+    assert gates.emulated(None, None, QUALITY, "no emulator").outcome is Outcome.FAIL
 
 
 def figures(candidate, size, estimate=0.0, latency=None):
@@ -141,7 +167,7 @@ def test_saturating_targets_reduce_range_and_arm_takes_signed_activations():
         found = candidates_for(target.find(name), MIXED)
         return [candidate for candidate in found if candidate.scheme is Scheme.STATIC]
 
-    assert {c.reduce_range for c in static("x86-64-v3")} == {Reduce.ALWAYS}
+    assert {c.reduce_range for c in static("x86-64-v3")} == {Reduce.WHERE}
     assert {c.reduce_range for c in static("x86-64-vnni")} == {Reduce.NEVER}
     assert {c.activations.value for c in static("rpi5")} == {"s8"}
     for profile in target.shipped().values():
