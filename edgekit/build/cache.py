@@ -96,8 +96,7 @@ class Cache:
             make: writes files into the folder and returns facts (JSON values). When it raises,
                 nothing is kept.
         """
-        name = digest.hex_of(step.key())
-        final = self.root / "steps" / name[:2] / name
+        final = self._folder(step)
         known = self._lookup(final)
         if known is not None:
             return known
@@ -115,6 +114,14 @@ class Cache:
                 if self._lookup(final) is None:
                     raise
         return Entry(final, facts, files, reused=False)
+
+    def find(self, step: Step) -> Entry | None:
+        """The result of ``step``, when it is known."""
+        return self._lookup(self._folder(step))
+
+    def _folder(self, step: Step) -> Path:
+        name = digest.hex_of(step.key())
+        return self.root / "steps" / name[:2] / name
 
     def _lookup(self, folder: Path) -> Entry | None:
         if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Which variants compete for a target. fp32 always does: INT8 has to win."""
+"""Which variants compete for a target. The unquantized model always does: INT8 has to win."""
 
 from __future__ import annotations
 
@@ -8,12 +8,61 @@ import msgspec
 
 from edgekit.build.target import Activations, TargetProfile
 
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+WEIGHT_OPS = CONVOLUTIONS | {"Gemm", "MatMul"}
+# Dynamic quantization of Conv is 3 to 10 times slower than fp32 on CPUs, so it is not offered.
+DYNAMIC_OPS = frozenset({"Attention", "Gemm", "LSTM", "MatMul"})
+
+
+class Scheme(str, Enum):
+    """How a variant is made."""
+
+    NONE = "none"  # computes as registered
+    STATIC = "static"  # QDQ with calibrated activation ranges
+    EXPLICIT = "explicit"  # symmetric QDQ with float bias, as TensorRT wants it
+    DYNAMIC = "dynamic"  # activations are quantized anew in each run
+    WEIGHT_ONLY = "weight_only"  # weights are stored as int8, arithmetic is float
+    FP16 = "fp16"
+
 
 class Ops(str, Enum):
     """Which operators are quantized."""
 
     WEIGHTS = "weights"  # Conv, ConvTranspose, MatMul and Gemm with constant weights
     ALL = "all"  # everything the quantizer knows
+    CONV = "conv"  # convolutions only
+    BODY = "body"  # as weights, without the last layer: heads hurt most
+
+
+class Calibration(str, Enum):
+    """How activation ranges follow from what calibration saw."""
+
+    MINMAX = "minmax"
+    ENTROPY = "entropy"
+    PERCENTILE = "percentile"
+
+
+class Reduce(str, Enum):
+    """Whether weights keep to 7 bits, for instructions whose 16-bit sums saturate."""
+
+    NEVER = "never"
+    WHERE = "where"  # only where calibrated inputs and weights can reach the limit
+    ALWAYS = "always"
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """A node with constant weights, in graph order."""
+
+    name: str
+    op: str
+
+
+class Structure(msgspec.Struct, frozen=True, kw_only=True):
+    """What the choice of candidates needs to know about a normalised graph."""
+
+    layers: tuple[Layer, ...]
+    ops: tuple[str, ...]  # operator types, sorted
+    quantized: bool  # holds quantized arithmetic already
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,25 +70,91 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     precision: str
-    ops: Ops | None = None  # None: not quantized
+    scheme: Scheme = Scheme.NONE
+    ops: Ops | None = None
     activations: Activations | None = None
     per_channel: bool = True
-    reduce_range: bool = False
+    reduce_range: Reduce = Reduce.NEVER
+    calibration: Calibration = Calibration.MINMAX
+    floats: tuple[str, ...] = ()  # nodes left in float
+    only: tuple[str, ...] = ()  # quantize these nodes alone: a probe, never shipped
+
+    @property
+    def needs_ranges(self) -> bool:
+        """Whether activations are calibrated beforehand."""
+        return self.scheme in {Scheme.STATIC, Scheme.EXPLICIT}
+
+    @property
+    def unquantized(self) -> bool:
+        """Whether it computes what the registered model computes."""
+        return self.scheme is Scheme.NONE
+
+    @property
+    def computes_in_float(self) -> bool:
+        """Whether speed can only come from elsewhere than integer arithmetic."""
+        return self.scheme in {Scheme.NONE, Scheme.WEIGHT_ONLY, Scheme.FP16}
+
+    def layers_of(self, structure: Structure) -> tuple[str, ...]:
+        """Names of the weight layers this candidate quantizes, in graph order."""
+        if self.scheme is Scheme.NONE or self.scheme is Scheme.FP16:
+            return ()
+        if self.only:
+            return self.only
+        ops = DYNAMIC_OPS if self.scheme is Scheme.DYNAMIC else WEIGHT_OPS
+        if self.ops is Ops.CONV:
+            ops = CONVOLUTIONS
+        names = [layer.name for layer in structure.layers if layer.op in ops]
+        if self.ops is Ops.BODY:
+            names = names[:-1]
+        return tuple(name for name in names if name not in self.floats)
 
 
 FP32 = Candidate(name="fp32", precision="fp32")
+# What is quantized already is passed through: quantizing twice adds up two errors.
+AS_REGISTERED = Candidate(name="as-registered", precision="quantized")
 
 
-def candidates_for(target: TargetProfile) -> tuple[Candidate, ...]:
-    """The candidates of ``target``, fp32 first."""
-    quantized = tuple(
-        Candidate(
-            name=f"int8-{ops.value}-{target.activations.value}{'-rr' * target.reduce_range}",
-            precision="int8",
-            ops=ops,
-            activations=target.activations,
-            reduce_range=target.reduce_range,
+def candidates_for(target: TargetProfile, structure: Structure) -> tuple[Candidate, ...]:
+    """The first round of ``target``: schemes x operator sets x granularity; unquantized first."""
+    if structure.quantized:
+        return (AS_REGISTERED,)
+    kinds = {layer.op for layer in structure.layers}
+    found = [FP32, _static(target, Ops.WEIGHTS), _static(target, Ops.ALL)]
+    if not kinds:
+        # Said once, by the quantizer itself, with its exact error.
+        return tuple(found[:2])
+    found.append(_static(target, Ops.WEIGHTS, per_channel=False))
+    if kinds & CONVOLUTIONS and kinds - CONVOLUTIONS:
+        found.append(_static(target, Ops.CONV))
+    if len(structure.layers) > 1:
+        found.append(_static(target, Ops.BODY))
+    if DYNAMIC_OPS & set(structure.ops):
+        # What inputs will be is known in each run only: the worst case is that they fill the range.
+        reduce, mark = (Reduce.ALWAYS, "-rr") if target.reduce_range else (Reduce.NEVER, "")
+        found.append(
+            Candidate(
+                name=f"int8-dynamic{mark}",
+                precision="int8",
+                scheme=Scheme.DYNAMIC,
+                ops=Ops.WEIGHTS,
+                reduce_range=reduce,
+            )
         )
-        for ops in Ops
+    found.append(
+        Candidate(name="weights8", precision="w8", scheme=Scheme.WEIGHT_ONLY, ops=Ops.WEIGHTS)
     )
-    return (FP32, *quantized)
+    found.append(Candidate(name="fp16", precision="fp16", scheme=Scheme.FP16))
+    return tuple(found)
+
+
+def _static(target: TargetProfile, ops: Ops, *, per_channel: bool = True) -> Candidate:
+    reduce, mark = (Reduce.WHERE, "-rr") if target.reduce_range else (Reduce.NEVER, "")
+    return Candidate(
+        name=f"int8-{ops.value}-{target.activations.value}{mark}{'' if per_channel else '-pt'}",
+        precision="int8",
+        scheme=Scheme.STATIC,
+        ops=ops,
+        activations=target.activations,
+        per_channel=per_channel,
+        reduce_range=reduce,
+    )

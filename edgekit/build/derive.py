@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgekit.build.candidates import FP32
+from edgekit.build.candidates import FP32, Candidate
 from edgekit.build.record import CandidateRecord
 from edgekit.build.target import TargetProfile
 from edgekit.contracts.contract import Contract, Task
@@ -33,7 +33,7 @@ def golden(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> bytes:
     return npz.to_bytes(named)
 
 
-def tolerance(precision: str, outputs: Mapping[str, Array]) -> Tolerance:
+def tolerance(candidate: Candidate, outputs: Mapping[str, Array]) -> Tolerance:
     """How far a device of the same target may stray.
 
     Integer kernels of different CPUs round at different places, so a quantized value may land one
@@ -45,7 +45,7 @@ def tolerance(precision: str, outputs: Mapping[str, Array]) -> Tolerance:
         if array.dtype.kind == "f"
     ]
     scale = max([1.0, *largest])
-    if precision == FP32.precision:
+    if candidate == FP32:
         return Tolerance(abs=1e-4 * scale, rel=1e-3, agreement_min=1.0)
     return Tolerance(abs=1e-3 * scale, rel=1e-2, agreement_min=0.97)
 
@@ -97,7 +97,11 @@ def evidence(
         "assumptions": model.assumptions,
         "target": target,
         "gates": [timeless(verdict) for verdict in verdicts],
-        "candidates": [msgspec.structs.replace(entry, latency_ms=None) for entry in candidates],
+        "candidates": [
+            msgspec.structs.replace(entry, latency_ms=None, pareto=False)
+            for entry in candidates
+            if entry.outcome != "probe"
+        ],
         **facts,
     }
 

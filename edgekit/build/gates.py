@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from edgekit.build.target import Gate, TargetProfile, Validation
 from edgekit.contracts.contract import Budget, QualityBudget
 from edgekit.contracts.evaluation import Latency
@@ -71,7 +73,7 @@ def size(size_bytes: int, original_bytes: int, budget: Budget) -> Verdict:
 
 
 def latency(
-    variant: Latency | None, original: Latency | None, budget: Budget, *, is_fp32: bool
+    variant: Latency | None, original: Latency | None, budget: Budget, *, unquantized: bool
 ) -> Verdict:
     """Latency on real hardware: p95 against a declared budget, else p50 against the original's.
 
@@ -94,12 +96,12 @@ def latency(
         return not_measured(metric, "the original was not timed in the same run")
     limit = original.p50_ms * LATENCY_RATIO_MAX
     reason = f"p50 {variant.p50_ms:.3f} ms; the original takes {original.p50_ms:.3f} ms"
-    if is_fp32:
-        reason += "; fp32 computes the same as the original"
+    if unquantized:
+        reason += "; it computes the same as the original"
     return _verdict(
         metric,
         reason,
-        passed=is_fp32 or variant.p50_ms <= limit,
+        passed=unquantized or variant.p50_ms <= limit,
         threshold=limit,
         estimate=variant.p50_ms,
         n=variant.runs,
@@ -111,9 +113,26 @@ def golden(replayed: Verdict | None) -> Verdict:
     return replayed or not_measured("golden_agreement", "the golden set was not replayed")
 
 
+def emulated(
+    drop: bounds.Drop | None, replayed: Verdict | None, budget: QualityBudget, where: str
+) -> Verdict:
+    """The quality gate once more, on outputs of the emulated CPU; its golden set must agree too."""
+    metric = f"emulated_{budget.metric}_drop"
+    if drop is None:
+        return not_measured(metric, where, threshold=budget.drop_max)
+    found = msgspec.structs.replace(quality(drop, budget), metric=metric)
+    reason = f"{where}: {found.reason}"
+    if found.outcome is Outcome.PASS and (replayed is None or replayed.outcome is not Outcome.PASS):
+        why = replayed.reason if replayed else "not replayed"
+        reason = f"{where}: golden set of the build host: {why}"
+        return msgspec.structs.replace(found, outcome=Outcome.FAIL, reason=reason)
+    return msgspec.structs.replace(found, reason=reason)
+
+
 def validation(level: Validation, required: Validation) -> Verdict:
-    """Whether the artifact ran where the target profile asks for it."""
-    passed = required is Validation.NONE or level is Validation.NATIVE
+    """Whether the artifact ran where the target profile asks for it, or at a higher level."""
+    order = (Validation.NONE, Validation.EMULATED, Validation.NATIVE)
+    passed = order.index(level) >= order.index(required)
     reason = f"validated: {level.value}; the target requires {required.value}"
     return _verdict("validation", reason, passed=passed)
 
@@ -126,6 +145,7 @@ def judge(
     size_verdict: Verdict,
     golden_verdict: Verdict,
     latency_verdict: Verdict,
+    emulated_verdict: Verdict,
 ) -> tuple[Verdict, ...]:
     """The verdicts of the gates that ``target`` declares, in its order."""
     known = {
@@ -133,8 +153,11 @@ def judge(
         Gate.SIZE: size_verdict,
         Gate.GOLDEN: golden_verdict,
         Gate.LATENCY: latency_verdict,
+        Gate.EMULATED: emulated_verdict,
     }
     verdicts: Sequence[Verdict] = [known[gate] for gate in target.gates]
+    if level is Validation.EMULATED and Gate.EMULATED not in target.gates:
+        verdicts = [*verdicts, emulated_verdict]  # a level that was reached must have been passed
     if target.validation_required is not Validation.NONE:
         verdicts = [*verdicts, validation(level, target.validation_required)]
     return tuple(verdicts)

@@ -14,6 +14,7 @@ import msgspec
 
 from edgekit.build import tools
 from edgekit.build.cache import Cache, Step
+from edgekit.build.emulate import Emulator
 from edgekit.build.host import Host
 from edgekit.build.ports import BundleContent, BundleHead, BundleWriter
 from edgekit.contracts import codec, digest
@@ -31,6 +32,7 @@ LATENCY_RUNS_MAX = 5000
 # clock. Size stands in for time, which is not known before: about 2 GB of weights read in all.
 _LATENCY_BYTES = 2_000_000_000
 _TIMEOUT_S = 3600.0  # an engine that hangs must not hang the build for ever
+_EVALUATE = "edgekit_runtime.evaluate"
 _OUTPUTS = "outputs.npz"
 
 
@@ -86,21 +88,29 @@ class Measurer:
     host: Host
     contract: Contract  # a `neutral` one, so that changing a budget measures nothing anew
 
-    def measure(self, subject: Subject, data: Path, *, timed: TimedRun | None = None) -> Measured:
+    def measure(
+        self,
+        subject: Subject,
+        data: Path,
+        *,
+        timed: TimedRun | None = None,
+        emulator: Emulator | None = None,
+    ) -> Measured:
         """Run ``subject`` over ``data``.
 
         Args:
             subject: the model.
             data: ``.npz`` of inputs.
             timed: the run in which it is timed; None times nothing.
+            emulator: runs it as another CPU; None runs it as it is.
 
         Raises:
             CandidateError: the model does not load or does not run.
             ResourceError: disk or memory is exhausted.
         """
         entry = self.cache.run(
-            self._step(subject, data, timed),
-            lambda folder: self._run(subject, data, folder, timed.runs if timed else 0),
+            self._step(subject, data, timed, emulator),
+            lambda folder: self._run(subject, data, folder, timed.runs if timed else 0, emulator),
         )
         if entry.facts["error"] is not None:
             raise CandidateError(entry.facts["error"])
@@ -109,7 +119,13 @@ class Measurer:
         )
         return Measured(evaluation, npz.read(entry.file(_OUTPUTS)))
 
-    def _step(self, subject: Subject, data: Path, timed: TimedRun | None) -> Step:
+    def knows(self, subject: Subject, data: Path, *, timed: TimedRun | None = None) -> bool:
+        """Whether `measure` would only look up."""
+        return self.cache.find(self._step(subject, data, timed, None)) is not None
+
+    def _step(
+        self, subject: Subject, data: Path, timed: TimedRun | None, emulator: Emulator | None
+    ) -> Step:
         inputs = {
             "model": subject.model_digest,
             "contract": digest.of_bytes(codec.encode(self.contract)),
@@ -128,10 +144,13 @@ class Measurer:
                 "timed": [timed.name, timed.runs] if timed else None,
                 "engine": [subject.engine, subject.engine_versions],
                 "host": self.host.facts(),
+                "emulator": emulator.facts if emulator else None,
             },
         )
 
-    def _run(self, subject: Subject, data: Path, folder: Path, runs: int) -> dict[str, Any]:
+    def _run(
+        self, subject: Subject, data: Path, folder: Path, runs: int, emulator: Emulator | None
+    ) -> dict[str, Any]:
         contents = [
             BundleContent("model.onnx", Role.MODEL, subject.model),
             BundleContent("contract.json", Role.CONTRACT, codec.encode(self.contract)),
@@ -143,7 +162,8 @@ class Measurer:
         with self.cache.scratch() as scratch:
             layout = scratch / "layout"
             bundle = self.writer.write(layout, head, contents)
-            command = [sys.executable, "-m", "edgekit_runtime.evaluate"]
+            command = [*(emulator.command if emulator else ())]
+            command += [sys.executable, "-m", _EVALUATE]
             command += [f"{layout}@{bundle.digest}", "--data", str(data), "--json"]
             command += ["--outputs", str(folder / _OUTPUTS)]
             command += ["--latency-runs", str(runs)]
@@ -165,7 +185,8 @@ def run_child(command: list[str]) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(command, capture_output=True, check=False, timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired as exc:
         raise UnavailableError(
-            f"{command[2]} did not end within {_TIMEOUT_S:.0f} s", hint="try a smaller data set"
+            f"{' '.join(command[:4])} did not end within {_TIMEOUT_S:.0f} s",
+            hint="try a smaller data set",
         ) from exc
     except OSError as exc:
         raise ResourceError(f"cannot start {command[0]}: {exc.strerror}") from exc

@@ -11,11 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from edgekit.build import derive, tools
-from edgekit.build.cache import Cache, Step
-from edgekit.build.candidates import FP32, candidates_for
+from edgekit.build.cache import Cache
 from edgekit.build.host import Host, detect
 from edgekit.build.measure import Measurer, neutral
 from edgekit.build.ports import (
@@ -26,21 +23,21 @@ from edgekit.build.ports import (
     Progress,
     WrittenBundle,
 )
+from edgekit.build.quantize import Quantization
 from edgekit.build.record import RECORD_FILE, BuildRecord, VariantRecord
-from edgekit.build.steps import normalise
+from edgekit.build.study import prepare
 from edgekit.build.target import TargetProfile
-from edgekit.build.variants import Artifact, Chosen, Study, VariantBuilder
+from edgekit.build.variants import Chosen, VariantBuilder
 from edgekit.contracts import codec
 from edgekit.contracts.bundle import Role
 from edgekit.contracts.errors import UsageError
 from edgekit.contracts.verdict import Outcome
-from edgekit.registry import dataset, files, graph, npz
+from edgekit.registry import dataset, files
 from edgekit.registry.model import ModelVersion, Split
-from edgekit.registry.npz import Array
 from edgekit.registry.ports import Registry
-from edgekit.stats.metrics import LABELS
 
-_FINAL_UNITS = 2  # final evaluation of the choice, and of the original
+TIME_BUDGET_S = 30.0  # enough to repair a small model; large ones deserve minutes
+_UNITS_PER_TARGET = 12  # of a first round with its final evaluation; a search adds more
 
 
 class _Ticker:
@@ -74,6 +71,7 @@ def build(
     writer: BundleWriter,
     cache: Cache | None = None,
     host: Host | None = None,
+    time_budget_s: float = TIME_BUDGET_S,
     on_progress: OnProgress | None = None,
 ) -> BuildRecord:
     """Build ``model`` for ``targets`` into the OCI layout ``out``.
@@ -89,6 +87,9 @@ def build(
         writer: writes bundles, e.g. `edgekit.package.bundle.OciBundleWriter`.
         cache: step cache; the default folder when None.
         host: facts of this machine; detected when None.
+        time_budget_s: for the search, shared among the targets; its first round, a fixed set of
+            candidates, is always completed. A search that ran out of time goes on where it was in
+            the next build.
         on_progress: called as each unit of work begins.
 
     Raises:
@@ -104,25 +105,28 @@ def build(
         )
     dataset.check_resolvable(model.contract.quality, model.dataset(Split.EVALUATION).n)
     cache, host = cache or Cache(), host or detect()
-    quantized = {each for target in targets for each in candidates_for(target)} - {FP32}
-    measured = sum(len(candidates_for(target)) + 1 + _FINAL_UNITS for target in targets)
-    tick = _Ticker(1 + len(quantized) + measured, on_progress)
+    tick = _Ticker(2 + len(targets) * _UNITS_PER_TARGET, on_progress)
+    deadline = time.monotonic() + time_budget_s
     with cache.scratch() as scratch:
-        study, notes = _study(registry, model, cache, scratch, tick)
+        tick("fetching and normalising the model")
+        study = prepare(registry, model, cache, scratch)
         measurer = Measurer(cache, writer, host, neutral(model.contract))
-        builder = VariantBuilder(study, cache, measurer, host, scratch, tick)
-        builder.prepare(targets)
-        chosen = [(target, builder.build(target)) for target in targets]
+        quantization = Quantization(study, cache, host, measurer.contract, scratch)
+        builder = VariantBuilder(study, quantization, measurer, host, tick)
+        chosen = []
+        for index, target in enumerate(targets):
+            left = max(0.0, deadline - time.monotonic()) / (len(targets) - index)
+            chosen.append((target, builder.build(target, budget_s=left)))
         facts: dict[str, object] = {
             "inputs": _inputs(model),
             "tools": tools.versions(),
-            "normalised": notes,
+            "normalised": study.notes,
             "quality_measured_on": _measured_on(host),
         }
         variants = []
         for target, result in chosen:
-            contents = _contents(model, target, result, facts, host)
-            written = _write(out, writer, _head(model, target, result, host), contents, result)
+            contents = _contents(model, target, result, facts)
+            written = _write(out, writer, _head(model, target, result), contents, result)
             variants.append(_record(model, target, result, written, host))
     record = BuildRecord(
         model=model.name,
@@ -132,7 +136,7 @@ def build(
         samples={entry.split.value: entry.n for entry in model.datasets},
         tools=tools.versions(),
         host=host.facts(),
-        normalised=tuple(notes),
+        normalised=study.notes,
         variants=tuple(variants),
     )
     files.write_atomic(out / RECORD_FILE, codec.encode_pretty(record))
@@ -148,47 +152,7 @@ def _measured_on(host: Host) -> str:
     return f"{host.arch}, onnxruntime {tools.versions()['onnxruntime']}"
 
 
-def _study(
-    registry: Registry, model: ModelVersion, cache: Cache, scratch: Path, tick: _Ticker
-) -> tuple[Study, list[str]]:
-    """Fetch by digest, normalise, and lay out the data the measurements need."""
-    tick("fetching and normalising the model")
-    entry = model.file()
-    source = registry.blob(entry.sha256)
-    graph.load(source)
-    step = Step("normalise", normalise.VERSION, tools.versions(), {"model": entry.sha256})
-
-    def make(folder: Path) -> dict[str, list[str]]:
-        return {"notes": normalise.normalise(source, folder / "model.onnx", scratch)}
-
-    normal = cache.run(step, make)
-    path = normal.file("model.onnx")
-    data: dict[Split, dict[str, Array]] = {}
-    for kind in (Split.TUNING, Split.EVALUATION, Split.GOLDEN):
-        data[kind] = npz.open_mapped(registry.blob(model.dataset(kind).digest))
-    names = [spec.name for spec in model.contract.inputs]
-    tuning, golden = data[Split.TUNING], data[Split.GOLDEN]
-    both = {name: np.concatenate([tuning[name], golden[name]]) for name in names}
-    npz.write(scratch / "tuning.npz", both)
-    evaluation = {name: data[Split.EVALUATION][name] for name in names}
-    npz.write(scratch / "evaluation.npz", evaluation)
-    study = Study(
-        contract=model.contract,
-        original=Artifact(source, entry.sha256, entry.size),
-        normalised=Artifact(path, normal.digests["model.onnx"], path.stat().st_size),
-        calibration=registry.blob(model.dataset(Split.CALIBRATION).digest),
-        calibration_digest=model.dataset(Split.CALIBRATION).digest,
-        tuning=scratch / "tuning.npz",
-        evaluation=scratch / "evaluation.npz",
-        tuning_n=model.dataset(Split.TUNING).n,
-        golden_inputs={name: golden[name] for name in names},
-        tuning_labels=tuning.get(LABELS),
-        evaluation_labels=data[Split.EVALUATION].get(LABELS),
-    )
-    return study, list(normal.facts["notes"])
-
-
-def _head(model: ModelVersion, target: TargetProfile, result: Chosen, host: Host) -> BundleHead:
+def _head(model: ModelVersion, target: TargetProfile, result: Chosen) -> BundleHead:
     candidate = result.trial.figures.candidate
     return BundleHead(
         model=model.name,
@@ -197,7 +161,7 @@ def _head(model: ModelVersion, target: TargetProfile, result: Chosen, host: Host
         precision=candidate.precision,
         engine=target.engine,
         engine_versions=target.engine_versions,
-        labels={"candidate": candidate.name, "validated": host.validation(target).value},
+        labels={"candidate": candidate.name, "validated": result.level.value},
     )
 
 
@@ -206,9 +170,8 @@ def _contents(
     target: TargetProfile,
     result: Chosen,
     facts: Mapping[str, object],
-    host: Host,
 ) -> list[BundleContent]:
-    level = {"validated": host.validation(target).value}
+    level = {"validated": result.level.value, "emulated_on": result.emulated_on}
     document = derive.evidence(
         model, target, result.candidates, result.verdicts, {**facts, **level}
     )
@@ -256,8 +219,8 @@ def _record(
         candidate=figures.candidate.name,
         outcome=result.outcome,
         metric=model.contract.quality.metric,
-        quality=result.quality,
-        original_quality=result.original_quality,
+        quality=result.comparison.quality,
+        original_quality=result.comparison.original_quality,
         quality_drop=result.drop.estimate,
         quality_drop_upper=result.drop.upper,
         evaluation_samples=result.drop.n,
@@ -266,7 +229,8 @@ def _record(
         latency_ms=latency.p50_ms if latency else None,
         latency_ms_p95=latency.p95_ms if latency else None,
         original_latency_ms=result.original_latency_ms,
-        validated=host.validation(target).value,
+        validated=result.level.value,
+        emulated_on=result.emulated_on,
         quality_measured_on=_measured_on(host),
         verdicts=result.verdicts,
         repository=model.name,
@@ -274,4 +238,5 @@ def _record(
         bundle_bytes=written.size if written else None,
         tag=f"{model.name}-{model.version}-{target.name}" if written else None,
         candidates=result.candidates,
+        search=result.search,
     )

@@ -15,13 +15,25 @@ class CandidateRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     precision: str
-    outcome: str  # chosen | passed_over | gate_failed | dropped
+    outcome: str  # chosen | passed_over | gate_failed | dropped | probe
     reason: str
     size_bytes: int | None = None
     quality: float | None = None
     quality_drop: float | None = None
     quality_drop_upper: float | None = None
     latency_ms: float | None = None
+    noise: float | None = None  # distance of the outputs from the original's, relative
+    floats: tuple[str, ...] = ()  # layers that went back to float
+    reduced: tuple[str, ...] = ()  # layers with 7-bit weights, because 8 bits could saturate
+    pareto: bool = False  # nothing else is at least as good in drop, latency and size
+
+
+class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the search went beyond its first round; what is left is `next`, and so on."""
+
+    complete: bool
+    tried: int
+    next: str | None
 
 
 class VariantRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +58,8 @@ class VariantRecord(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float | None
     latency_ms_p95: float | None
     original_latency_ms: float | None
-    validated: str  # native | none
+    validated: str  # native | emulated | none
+    emulated_on: str | None  # the emulator, when the artifact ran under one
     quality_measured_on: str
     verdicts: tuple[Verdict, ...]
     repository: str
@@ -54,6 +67,7 @@ class VariantRecord(msgspec.Struct, frozen=True, kw_only=True):
     bundle_bytes: int | None
     tag: str | None
     candidates: tuple[CandidateRecord, ...]
+    search: SearchRecord
 
 
 class BuildRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,12 +29,14 @@ class Gate(str, Enum):
     SIZE = "size"
     GOLDEN = "golden"
     LATENCY = "latency"
+    EMULATED = "emulated"
 
 
 class Validation(str, Enum):
-    """Where the artifact was run: on a machine with the target's instruction set, or nowhere."""
+    """Where the artifact ran: with the target's instruction set, emulating it, or nowhere."""
 
     NATIVE = "native"
+    EMULATED = "emulated"
     NONE = "none"
 
 
@@ -46,7 +48,10 @@ class Activations(str, Enum):
 
 
 class TargetProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One target. ``isa`` entries are CPU flags; ``a|b`` means either."""
+    """One target. ``isa`` entries are CPU flags; ``a|b`` means either.
+
+    ``emulator`` is the CPU model that qemu is asked for.
+    """
 
     name: str
     description: str
@@ -61,6 +66,7 @@ class TargetProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     activations: Activations
     gates: tuple[Gate, ...]
     validation_required: Validation
+    emulator: str | None = None
 
 
 def parse(raw: bytes, what: str) -> TargetProfile:
@@ -94,12 +100,36 @@ def parse(raw: bytes, what: str) -> TargetProfile:
                 f"target profile {what}: {field}: {value!r} is not allowed",
                 hint="gates name quality and nothing twice; the engine is onnxruntime",
             )
-    if Gate.LATENCY in profile.gates and profile.validation_required is Validation.NONE:
+    emulates = Gate.EMULATED in profile.gates or (
+        profile.validation_required is Validation.EMULATED
+    )
+    if emulates and profile.emulator is None:
+        raise BadInputError(
+            f"target profile {what}: emulator: is needed, because emulation is asked for",
+            hint="name a CPU model, as 'qemu-x86_64 -cpu help' lists them: emulator = 'Haswell'",
+        )
+    if Gate.LATENCY in profile.gates and profile.validation_required is not Validation.NATIVE:
         raise BadInputError(
             f"target profile {what}: gates: latency needs validation_required = 'native'",
             hint="latency is only ever taken from real hardware",
         )
     return profile
+
+
+def emulating(profile: TargetProfile) -> TargetProfile:
+    """``profile`` with the gate that runs the artifact on its emulated CPU.
+
+    Raises:
+        UsageError: the profile names no CPU to emulate.
+    """
+    if profile.emulator is None:
+        raise UsageError(
+            f"{profile.name}: there is no CPU model to emulate",
+            hint="leave --emulate away, or add emulator = 'CPU' to a profile of your own",
+        )
+    if Gate.EMULATED in profile.gates:
+        return profile
+    return msgspec.structs.replace(profile, gates=(*profile.gates, Gate.EMULATED))
 
 
 def shipped() -> dict[str, TargetProfile]:

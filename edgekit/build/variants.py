@@ -2,67 +2,39 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
+import msgspec
 
-from edgekit.build import derive, gates, select, tools
-from edgekit.build.cache import Cache, Step
-from edgekit.build.candidates import FP32, Candidate, candidates_for
+from edgekit.build import derive, emulate, gates, search, select, tools
+from edgekit.build.candidates import Candidate, candidates_for
+from edgekit.build.emulate import Emulator
 from edgekit.build.host import Host
+from edgekit.build.judge import Comparison, compare
 from edgekit.build.measure import (
     CandidateError,
     Measured,
     Measurer,
     Subject,
     TimedRun,
-    killed,
     latency_runs,
-    run_child,
 )
-from edgekit.build.quantizers import ort_static
-from edgekit.build.record import CandidateRecord
-from edgekit.build.target import TargetProfile, Validation
+from edgekit.build.quantize import Quantization
+from edgekit.build.record import CandidateRecord, SearchRecord
+from edgekit.build.study import Artifact, Study
+from edgekit.build.target import Gate, TargetProfile, Validation
 from edgekit.contracts import codec, digest
-from edgekit.contracts.contract import Contract
-from edgekit.contracts.errors import GateFailedError, ResourceError
+from edgekit.contracts.errors import GateFailedError
 from edgekit.contracts.verdict import Outcome, Verdict, combine
-from edgekit.registry.infer import scored_output
 from edgekit.registry.npz import Array
 from edgekit.stats.bounds import Drop
-from edgekit.stats.metrics import METRICS
 
-_QUANTIZERS_AT_ONCE = 2  # each may need several times the model in memory
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A model file in the cache or the registry."""
-
-    path: Path
-    digest: str
-    size: int
-
-
-@dataclass(frozen=True)
-class Study:
-    """Everything about one model version that does not depend on the target."""
-
-    contract: Contract
-    original: Artifact
-    normalised: Artifact
-    calibration: Path
-    calibration_digest: str
-    tuning: Path  # inputs of the tuning split, followed by those of the golden split
-    evaluation: Path  # inputs of the evaluation split
-    tuning_n: int
-    golden_inputs: Mapping[str, Array]
-    tuning_labels: Array | None
-    evaluation_labels: Array | None
+NOT_SEARCHED = SearchRecord(complete=True, tried=0, next=None)
+_MEASURED_AT_ONCE = 2  # where nothing is timed; each is a process of its own
 
 
 @dataclass(frozen=True)
@@ -83,12 +55,18 @@ class Chosen:
     golden: bytes
     tolerance: bytes
     final: Measured
-    drop: Drop
-    quality: float
-    original_quality: float
+    comparison: Comparison
     original_latency_ms: float | None
+    level: Validation
+    emulated_on: str | None
     verdicts: tuple[Verdict, ...]
-    candidates: tuple[CandidateRecord, ...]
+    candidates: tuple[CandidateRecord, ...] = ()
+    search: SearchRecord = NOT_SEARCHED
+
+    @property
+    def drop(self) -> Drop:
+        """Drop on the evaluation split."""
+        return self.comparison.drop
 
     @property
     def outcome(self) -> Outcome:
@@ -97,44 +75,47 @@ class Chosen:
 
 
 @dataclass
+class _Round:
+    """What is known about one target so far."""
+
+    target: TargetProfile
+    original: Measured
+    timed: TimedRun | None
+    trials: dict[Candidate, Trial] = field(default_factory=dict)
+    dropped: dict[Candidate, str] = field(default_factory=dict)
+    seen: dict[Candidate, None] = field(default_factory=dict)  # in the order they were tried
+
+    def known(self, drop_max: float) -> search.Known:
+        figures = {candidate: trial.figures for candidate, trial in self.trials.items()}
+        dropped = frozenset(self.dropped)
+        return search.Known(figures, dropped, drop_max, timed=self.timed is not None)
+
+
+@dataclass
 class VariantBuilder:
     """Builds variants of one study. ``tick`` announces each unit of work."""
 
     study: Study
-    cache: Cache
+    quantization: Quantization
     measurer: Measurer
     host: Host
-    scratch: Path
     tick: Callable[[str], None]
-    _quantized: dict[Candidate, Artifact | str] = field(default_factory=dict)
 
-    def prepare(self, targets: Sequence[TargetProfile]) -> None:
-        """Quantize for all targets, a few at a time; nothing is timed while this goes on."""
-        wanted = dict.fromkeys(each for target in targets for each in candidates_for(target))
-        todo = [candidate for candidate in wanted if candidate != FP32]
-
-        def make(candidate: Candidate) -> Artifact | str:
-            self.tick(f"quantizing {candidate.name}")
-            return self._quantize(candidate)
-
-        with ThreadPoolExecutor(_QUANTIZERS_AT_ONCE) as pool:
-            self._quantized.update(zip(todo, pool.map(make, todo), strict=True))
-
-    def build(self, target: TargetProfile) -> Chosen:
-        """Try every candidate of ``target`` and settle on one; `prepare` came before.
+    def build(self, target: TargetProfile, *, budget_s: float) -> Chosen:
+        """Try every candidate of ``target``, search for ``budget_s`` seconds, settle on one.
 
         Raises:
             BadInputError: the original itself cannot be run.
             GateFailedError: no candidate is left.
             ResourceError: disk or memory is exhausted.
         """
-        level = self.host.validation(target)
-        artifacts, records = self._make(target)
-        timed = self._timed_run(artifacts) if level is Validation.NATIVE else None
-        original = self._original(target, self.study.tuning, timed)
-        trials = self._try(target, artifacts, original, timed, records)
+        deadline = time.monotonic() + budget_s
+        state = self._first_round(target)
+        searched = self._search(state, deadline)
+        shipping = {c: t for c, t in state.trials.items() if not c.only}
+        records = {c: _dropped(c, why) for c, why in state.dropped.items()}
         drop_max = self.study.contract.quality.drop_max
-        order = select.preference([trial.figures for trial in trials.values()], drop_max)
+        order = select.preference([trial.figures for trial in shipping.values()], drop_max)
         if not order:
             raise GateFailedError(
                 f"{target.name}: no candidate could be built",
@@ -142,91 +123,118 @@ class VariantBuilder:
             )
         attempts: list[Chosen] = []
         for figures in order:
-            trial = trials[figures.candidate.name]
-            attempts.append(self._finish(target, level, trial, original))
+            trial = shipping[figures.candidate]
+            attempts.append(self._finish(target, trial, state.original))
             if attempts[-1].outcome is Outcome.PASS:
                 break
             why = next(v for v in attempts[-1].verdicts if v.outcome is not Outcome.PASS)
             reason = f"gate {why.metric}: {derive.timeless(why).reason}"
-            records[figures.candidate.name] = _record(trial, "gate_failed", reason)
+            records[figures.candidate] = _record(trial, "gate_failed", reason)
         result = attempts[-1]
         if result.outcome is Outcome.PASS:
-            self._explain(result, trials, records, len(attempts))
-        order_of = [candidate.name for candidate in candidates_for(target)]
-        listed = tuple(sorted(records.values(), key=lambda entry: order_of.index(entry.name)))
-        return Chosen(**{**result.__dict__, "candidates": listed})
-
-    def _make(
-        self, target: TargetProfile
-    ) -> tuple[dict[str, Artifact], dict[str, CandidateRecord]]:
-        artifacts: dict[str, Artifact] = {}
-        records: dict[str, CandidateRecord] = {}
-        for candidate in candidates_for(target):
-            made = self._artifact(candidate)
-            if isinstance(made, str):
-                records[candidate.name] = _dropped(candidate, made)
-                continue
-            twin = next((n for n, a in artifacts.items() if a.digest == made.digest), None)
-            if twin is not None:
-                records[candidate.name] = _dropped(candidate, f"the same file as {twin}")
-                continue
-            artifacts[candidate.name] = made
-        return artifacts, records
-
-    def _artifact(self, candidate: Candidate) -> Artifact | str:
-        """The candidate's file, or the exact error of its quantizer."""
-        return self.study.normalised if candidate == FP32 else self._quantized[candidate]
-
-    def _quantize(self, candidate: Candidate) -> Artifact | str:
-        step = Step(
-            "quantize-ort-static",
-            ort_static.VERSION,
-            tools.versions(),
-            {
-                "model": self.study.normalised.digest,
-                "calibration": self.study.calibration_digest,
-                "contract": digest.of_bytes(codec.encode(self.measurer.contract)),
-            },
-            # The name is ours; what the quantizer does depends on the rest only. Ranges come from
-            # running the float model here, so the CPU class belongs to the key.
-            {"candidate": candidate, "host": self.host.facts()},
+            self._explain(result, shipping, records, len(attempts))
+        for candidate, trial in state.trials.items():
+            if candidate.only:
+                records[candidate] = _record(trial, "probe", "one layer quantized alone")
+        best = select.front([trial.figures for trial in shipping.values()])
+        listed = (
+            msgspec.structs.replace(records[candidate], pareto=candidate.name in best)
+            for candidate in state.seen
         )
-        entry = self.cache.run(step, lambda folder: self._run_quantizer(candidate, folder))
-        error: str | None = entry.facts["error"]
-        if error is not None:
-            return error
-        path = entry.file("model.onnx")
-        return Artifact(path, entry.digests["model.onnx"], path.stat().st_size)
+        return replace(result, candidates=tuple(listed), search=searched)
 
-    def _run_quantizer(self, candidate: Candidate, folder: Path) -> dict[str, str | None]:
-        request = ort_static.Request(
-            model=str(self.study.normalised.path),
-            target=str(folder / "model.onnx"),
-            data=str(self.study.calibration),
-            contract=self.measurer.contract,
-            candidate=candidate,
+    def _first_round(self, target: TargetProfile) -> _Round:
+        """Quantize and measure the fixed set that every search begins with."""
+        candidates = candidates_for(target, self.study.structure)
+        self.tick(f"{target.name}: quantizing {len(candidates) - 1} candidates")
+        made = self.quantization.make(candidates)
+        timed = None
+        if self.host.validation(target) is Validation.NATIVE:
+            timed = self._timed_run(found for found in made.values() if isinstance(found, Artifact))
+        state = _Round(target, self._original(target, self.study.tuning, timed), timed)
+        self._measure(state, candidates)
+        return state
+
+    def _search(self, state: _Round, deadline: float) -> SearchRecord:
+        """Go on as long as there is something to try, and time; what is cached takes none."""
+        drop_max = self.study.contract.quality.drop_max
+        tried = 0
+        while batch := search.next_candidates(state.known(drop_max), self.study.structure):
+            if time.monotonic() < deadline:
+                self.quantization.make(batch)
+                affordable = batch[:_MEASURED_AT_ONCE]
+            else:
+                affordable = tuple(each for each in batch if self._is_known(state, each))
+            if not affordable:
+                return SearchRecord(complete=False, tried=tried, next=batch[0].name)
+            self._measure(state, affordable)
+            tried += len(affordable)
+        return SearchRecord(complete=True, tried=tried, next=None)
+
+    def _is_known(self, state: _Round, candidate: Candidate) -> bool:
+        made = self.quantization.find(candidate)
+        if not isinstance(made, Artifact):
+            return made is not None
+        timed = None if candidate.only else state.timed
+        subject = self._subject(state.target, made)
+        return self.measurer.knows(subject, self.study.tuning, timed=timed)
+
+    def _measure(self, state: _Round, candidates: Sequence[Candidate]) -> None:
+        """Run what was made of ``candidates`` over the tuning data."""
+        state.seen.update(dict.fromkeys(candidates))
+        made = self.quantization.make(candidates)
+        owners = {trial.artifact.digest: c.name for c, trial in state.trials.items()}
+        todo: dict[Candidate, Artifact] = {}
+        for candidate in candidates:
+            artifact = made[candidate]
+            if isinstance(artifact, str):
+                state.dropped[candidate] = artifact
+            elif artifact.digest in owners and not candidate.only:
+                state.dropped[candidate] = f"the same file as {owners[artifact.digest]}"
+            else:
+                owners[artifact.digest] = candidate.name
+                todo[candidate] = artifact
+
+        def run(candidate: Candidate) -> Trial | str:
+            self.tick(f"{state.target.name}: measuring {candidate.name}")
+            try:
+                return self._trial(state, candidate, todo[candidate])
+            except CandidateError as exc:
+                return str(exc)
+
+        alone = state.timed is not None and any(not candidate.only for candidate in todo)
+        with ThreadPoolExecutor(1 if alone else _MEASURED_AT_ONCE) as pool:
+            for candidate, found in zip(todo, pool.map(run, todo), strict=True):
+                if isinstance(found, str):
+                    state.dropped[candidate] = found
+                else:
+                    state.trials[candidate] = found
+
+    def _trial(self, state: _Round, candidate: Candidate, artifact: Artifact) -> Trial:
+        timed = None if candidate.only else state.timed
+        subject = self._subject(state.target, artifact)
+        run = self.measurer.measure(subject, self.study.tuning, timed=timed)
+        found = compare(
+            self.study.contract,
+            state.original.outputs,
+            run.outputs,
+            self.study.tuning_labels,
+            rows=self.study.tuning_n,
+            expected_n=self.study.evaluation_n,
         )
-        path = self.scratch / f"{candidate.name}.json"
-        path.write_bytes(codec.encode(request))
-        done = run_child([*tools.python(), ort_static.__name__, str(path)])
-        if error := killed(done, f"quantizer of {candidate.name}"):
-            raise error
-        if done.returncode < 0:
-            return {"error": f"the quantizer crashed with signal {-done.returncode}"}
-        if done.returncode:
-            lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-            raise ResourceError(
-                f"quantizer of {candidate.name} stopped: {lines[-1]}",
-                hint="free space or memory and run the same command again",
-            )
-        answer: dict[str, str | None] = json.loads(done.stdout.splitlines()[-1])
-        if answer["error"] is not None:
-            (folder / "model.onnx").unlink(missing_ok=True)
-        return answer
+        figures = select.Figures(
+            candidate,
+            artifact.size,
+            found.drop,
+            run.evaluation.latency,
+            found.expected,
+            found.noise,
+        )
+        return Trial(artifact, run, figures, found.quality)
 
-    def _timed_run(self, artifacts: Mapping[str, Artifact]) -> TimedRun:
+    def _timed_run(self, artifacts: Iterable[Artifact]) -> TimedRun:
         """The run in which the original and all candidates of a target are timed."""
-        together = sorted({self.study.original.digest, *(a.digest for a in artifacts.values())})
+        together = sorted({self.study.original.digest, *(a.digest for a in artifacts)})
         name = digest.of_bytes("\n".join(together).encode())
         return TimedRun(name, latency_runs(self.study.original.size))
 
@@ -241,48 +249,7 @@ class VariantBuilder:
     def _subject(self, target: TargetProfile, artifact: Artifact) -> Subject:
         return Subject(artifact.path, artifact.digest, target.engine, target.engine_versions)
 
-    def _try(
-        self,
-        target: TargetProfile,
-        artifacts: Mapping[str, Artifact],
-        original: Measured,
-        timed: TimedRun | None,
-        records: dict[str, CandidateRecord],
-    ) -> dict[str, Trial]:
-        trials: dict[str, Trial] = {}
-        for candidate in candidates_for(target):
-            self.tick(f"{target.name}: measuring {candidate.name}")
-            artifact = artifacts.get(candidate.name)
-            if artifact is None:
-                continue
-            subject = self._subject(target, artifact)
-            try:
-                run = self.measurer.measure(subject, self.study.tuning, timed=timed)
-            except CandidateError as exc:
-                records[candidate.name] = _dropped(candidate, str(exc))
-                continue
-            rows = slice(0, self.study.tuning_n)
-            drop, quality, _ = self._compare(original, run, self.study.tuning_labels, rows)
-            figures = select.Figures(candidate, artifact.size, drop, run.evaluation.latency)
-            trials[candidate.name] = Trial(artifact, run, figures, quality)
-        return trials
-
-    def _compare(
-        self, original: Measured, variant: Measured, labels: Array | None, rows: slice
-    ) -> tuple[Drop, float, float]:
-        """Paired drop, and mean quality of variant and original."""
-        budget = self.study.contract.quality
-        metric, name = METRICS[budget.metric], scored_output(self.study.contract).name
-        before, after = original.outputs[name][rows], variant.outputs[name][rows]
-        truth = labels if metric.needs_labels else before
-        assert truth is not None  # registration refuses a labelled metric without labels
-        scores = metric.score(before, truth), metric.score(after, truth)
-        drop = metric.drop(*scores, confidence=budget.confidence)
-        return drop, float(np.mean(scores[1])), float(np.mean(scores[0]))
-
-    def _finish(
-        self, target: TargetProfile, level: Validation, trial: Trial, original_tuning: Measured
-    ) -> Chosen:
+    def _finish(self, target: TargetProfile, trial: Trial, original_tuning: Measured) -> Chosen:
         """Golden set, evaluation split and gates of one candidate."""
         candidate = trial.figures.candidate
         self.tick(f"{target.name}: final evaluation of {candidate.name}")
@@ -290,53 +257,79 @@ class VariantBuilder:
             name: array[self.study.tuning_n :] for name, array in trial.measured.outputs.items()
         }
         golden = derive.golden(self.study.golden_inputs, recorded)
-        tolerance = codec.encode(derive.tolerance(candidate.precision, recorded))
-        subject = Subject(
-            trial.artifact.path,
-            trial.artifact.digest,
-            target.engine,
-            target.engine_versions,
-            golden,
-            tolerance,
-        )
+        tolerance = codec.encode(derive.tolerance(candidate, recorded))
+        subject = replace(self._subject(target, trial.artifact), golden=golden, tolerance=tolerance)
         try:
             final = self.measurer.measure(subject, self.study.evaluation)
         except CandidateError as exc:
             # It ran on the tuning data a moment ago: not the candidate's fault alone.
             raise GateFailedError(f"{target.name}: {candidate.name}: {exc}") from exc
         original = self._original(target, self.study.evaluation, None)
-        labels = self.study.evaluation_labels
-        drop, quality, original_quality = self._compare(original, final, labels, slice(None))
-        budget = self.study.contract.budget_for(target.name)
-        native = level is Validation.NATIVE
+        n = self.study.evaluation_n
+        labels: Array | None = self.study.evaluation_labels
+        contract = self.study.contract
+        found = compare(contract, original.outputs, final.outputs, labels, rows=n, expected_n=n)
+        native = self.host.validation(target) is Validation.NATIVE
+        emulator, emulated = self._emulated(target, subject, original)
+        level = self.host.validation(target)
+        if emulator is not None and not native:
+            level = Validation.EMULATED
         latency = trial.figures.latency if native else None
         baseline = original_tuning.evaluation.latency if native else None
+        budget = contract.budget_for(target.name)
         verdicts = gates.judge(
             target,
             level=level,
-            quality_verdict=gates.quality(drop, self.study.contract.quality),
+            quality_verdict=gates.quality(found.drop, contract.quality),
             size_verdict=gates.size(trial.artifact.size, self.study.original.size, budget),
             golden_verdict=gates.golden(final.evaluation.golden),
-            latency_verdict=gates.latency(latency, baseline, budget, is_fp32=candidate == FP32),
+            latency_verdict=gates.latency(
+                latency, baseline, budget, unquantized=candidate.unquantized
+            ),
+            emulated_verdict=emulated,
         )
         return Chosen(
             trial=trial,
             golden=golden,
             tolerance=tolerance,
             final=final,
-            drop=drop,
-            quality=quality,
-            original_quality=original_quality,
+            comparison=found,
             original_latency_ms=baseline.p50_ms if baseline else None,
+            level=level,
+            emulated_on=emulator.facts if emulator else None,
             verdicts=verdicts,
-            candidates=(),
         )
+
+    def _emulated(
+        self, target: TargetProfile, subject: Subject, original: Measured
+    ) -> tuple[Emulator | None, Verdict]:
+        """The artifact on the emulated CPU against the original here, over the evaluation split."""
+        budget = self.study.contract.quality
+        native = self.host.validation(target) is Validation.NATIVE
+        required = target.validation_required is Validation.EMULATED and not native
+        if Gate.EMULATED not in target.gates and not required:
+            return None, gates.emulated(None, None, budget, "the target does not ask for it")
+        emulator = emulate.find(target, self.host)
+        if emulator is None:
+            why = f"no emulator of {target.emulator} on this machine (install qemu-user)"
+            return None, gates.emulated(None, None, budget, why)
+        self.tick(f"{target.name}: running the artifact on an emulated {target.emulator}")
+        try:
+            run = self.measurer.measure(subject, self.study.evaluation, emulator=emulator)
+        except CandidateError as exc:
+            return None, gates.emulated(None, None, budget, f"{emulator.facts}: {exc}")
+        n = self.study.evaluation_n
+        labels = self.study.evaluation_labels
+        contract = self.study.contract
+        found = compare(contract, original.outputs, run.outputs, labels, rows=n, expected_n=n)
+        golden = run.evaluation.golden
+        return emulator, gates.emulated(found.drop, golden, budget, emulator.facts)
 
     def _explain(
         self,
         chosen: Chosen,
-        trials: Mapping[str, Trial],
-        records: dict[str, CandidateRecord],
+        trials: Mapping[Candidate, Trial],
+        records: dict[Candidate, CandidateRecord],
         attempts: int,
     ) -> None:
         winner = chosen.trial.figures
@@ -344,12 +337,12 @@ class VariantBuilder:
         reason = f"{first} within the quality budget"
         if attempts > 1:
             reason = f"{first} of those that passed the gates"
-        records[winner.candidate.name] = _record(chosen.trial, "chosen", reason)
+        records[winner.candidate] = _record(chosen.trial, "chosen", reason)
         drop_max = self.study.contract.quality.drop_max
-        for name, trial in trials.items():
-            if name not in records:
+        for candidate, trial in trials.items():
+            if candidate not in records:
                 why = select.explain(trial.figures, winner, drop_max)
-                records[name] = _record(trial, "passed_over", why)
+                records[candidate] = _record(trial, "passed_over", why)
 
 
 def _dropped(candidate: Candidate, reason: str) -> CandidateRecord:
@@ -370,4 +363,7 @@ def _record(trial: Trial, outcome: str, reason: str) -> CandidateRecord:
         quality_drop=figures.drop.estimate,
         quality_drop_upper=figures.drop.upper,
         latency_ms=figures.latency.p50_ms if figures.latency else None,
+        noise=figures.noise,
+        floats=figures.candidate.floats,
+        reduced=trial.artifact.reduced,
     )

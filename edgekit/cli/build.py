@@ -52,6 +52,17 @@ def build(
     contract: ContractOption = None,
     drop_max: DropOption = None,
     registry: RegistryOption = None,
+    time_budget: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            metavar="SECONDS",
+            help="Time for the search; its first round is always completed.",
+        ),
+    ] = 30.0,
+    emulate: Annotated[
+        bool, typer.Option("--emulate", help="Also gate on the emulated target CPU (qemu-user).")
+    ] = False,
     cache: Annotated[
         Path | None, typer.Option(help="Step cache; $EDGEKIT_CACHE or the home folder's.")
     ] = None,
@@ -69,6 +80,8 @@ def build(
         from edgekit.package.bundle import OciBundleWriter
         from edgekit.registry.local import LocalRegistry
     profiles = [targets.find(name) for name in dict.fromkeys(target)]
+    if emulate:
+        profiles = [targets.emulating(profile) for profile in profiles]
     store = LocalRegistry(registry)
     given = sources(data, calibration, tuning, evaluation, golden)
     version = _version(store, model, given, contract, drop_max)
@@ -79,6 +92,7 @@ def build(
         out,
         writer=OciBundleWriter(),
         cache=Cache(cache) if cache else None,
+        time_budget_s=time_budget,
         on_progress=_progress,
     )
     if json:
@@ -87,6 +101,8 @@ def build(
         output.emit(describe(record))
         for variant in record.variants:
             for entry in variant.candidates:
+                if entry.outcome == "probe":
+                    continue
                 output.note(f"{variant.target}: {entry.name} {entry.outcome}: {entry.reason}")
     record.raise_if_failed()
 

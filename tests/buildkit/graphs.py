@@ -79,6 +79,125 @@ def relu() -> onnx.ModelProto:
     return model([helper.make_node("Relu", ["x"], ["y"])], [], outputs=("batch", LENGTH))
 
 
+def prequantized() -> onnx.ModelProto:
+    """The classifier with Q/DQ pairs around its first activation."""
+    made = classifier()
+    made.graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.float32(0.05), "scale"),
+            numpy_helper.from_array(np.uint8(128), "zero"),
+        ]
+    )
+    pair = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "scale", "zero"], ["xd"]),
+    ]
+    made.graph.node[0].input[0] = "xd"
+    for node in reversed(pair):
+        made.graph.node.insert(0, node)
+    return made
+
+
+def convolution(channels: int = 8, *, opset: int = 17) -> onnx.ModelProto:
+    """``x`` [batch, LENGTH] as a 4 x 4 image, two Conv with Relu, pooling, MatMul."""
+    rng = np.random.default_rng(2)
+    weights = {
+        "w": rng.normal(0, 0.3, (channels, 1, 3, 3)).astype(np.float32),
+        "b": np.zeros(channels, np.float32),
+        "w2": rng.normal(0, 0.2, (channels, channels, 3, 3)).astype(np.float32),
+        "head": rng.normal(0, 0.3, (channels, CLASSES)).astype(np.float32),
+        "shape": np.asarray([-1, 1, 4, 4], np.int64),
+    }
+    conv = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["image"]),
+        helper.make_node("Conv", ["image", "w", "b"], ["c"], name="c1", **conv),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Conv", ["r", "w2"], ["c2"], name="c2", **conv),
+        helper.make_node("Relu", ["c2"], ["r2"]),
+        helper.make_node("GlobalAveragePool", ["r2"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "head"], ["y"], name="head"),
+    ]
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    return model(nodes, tensors, opset=opset)
+
+
+def recurrent(hidden: int = 32) -> onnx.ModelProto:
+    """``x`` [batch, LENGTH] as a sequence of single numbers, an LSTM, its last state."""
+    rng = np.random.default_rng(3)
+    weights = {
+        "axis": np.asarray([2], np.int64),
+        "w": rng.normal(0, 0.4, (1, 4 * hidden, 1)).astype(np.float32),
+        "r": rng.normal(0, 0.2, (1, 4 * hidden, hidden)).astype(np.float32),
+        "axes": np.asarray([0], np.int64),
+        "head": rng.normal(0, 0.5, (hidden, CLASSES)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0]),
+        helper.make_node("Unsqueeze", ["t", "axis"], ["s"]),
+        helper.make_node("LSTM", ["s", "w", "r"], ["", "h"], name="lstm", hidden_size=hidden),
+        helper.make_node("Squeeze", ["h", "axes"], ["last"]),
+        helper.make_node("MatMul", ["last", "head"], ["y"], name="head"),
+    ]
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    return model(nodes, tensors)
+
+
+def sensitive() -> onnx.ModelProto:
+    """Four layers; in the second, one row outweighs the others ten thousand times.
+
+    Its feature is as much smaller, so it counts like any other, but 8 bits per channel hold nothing
+    besides that row. Every other layer quantizes well.
+    """
+    rng = np.random.default_rng(4)
+    x, labels = waves(600, seed=7)
+    l1 = rng.normal(0, 0.4, (LENGTH, 512)).astype(np.float32)
+    l2 = rng.normal(0, 0.05, (512, 32)).astype(np.float32)
+    l3 = rng.normal(0, 0.2, (32, 1024)).astype(np.float32)
+    features = np.maximum(0, np.maximum(0, np.maximum(0, x @ l1) @ l2) @ l3)
+    gram = features.T @ features + 10 * np.eye(1024)
+    l4 = np.linalg.solve(gram, features.T @ np.eye(CLASSES)[labels]).astype(np.float32) * 6
+    l1[:, 0] *= 1e-4
+    l2[0] *= 1e4
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["m1"], name="l1"),
+        helper.make_node("Relu", ["m1"], ["r1"]),
+        helper.make_node("MatMul", ["r1", "w2"], ["m2"], name="l2"),
+        helper.make_node("Relu", ["m2"], ["r2"]),
+        helper.make_node("MatMul", ["r2", "w3"], ["m3"], name="l3"),
+        helper.make_node("Relu", ["m3"], ["r3"]),
+        helper.make_node("MatMul", ["r3", "w4"], ["z"], name="l4"),
+        helper.make_node("Softmax", ["z"], ["y"], axis=1),
+    ]
+    weights = {"w1": l1, "w2": l2, "w3": l3, "w4": l4}
+    return model(nodes, [numpy_helper.from_array(array, name) for name, array in weights.items()])
+
+
+def adder() -> tuple[onnx.ModelProto, np.ndarray, np.ndarray]:
+    """Is the sum above average? All weights alike: every pair of products passes 16 bits.
+
+    Returns the model with 900 samples and labels. A processor that saturates answers "no" always.
+    """
+    rng = np.random.default_rng(5)
+    x = np.clip(rng.normal(0.8, 0.1, (900, LENGTH)), 0, 1).astype(np.float32)
+    level = float(np.median(x.sum(axis=1)))
+    keep = np.abs(x.sum(axis=1) - level) > 0.1  # farther from the level than 8 bits can blur
+    x, labels = x[keep], (x[keep].sum(axis=1) > level).astype(np.int64)
+    weights = {
+        "w": np.ones((LENGTH, 512), np.float32),  # so wide that int8 is the smaller one
+        "b": np.full(512, -level, np.float32),
+        "mean": np.stack([-np.ones(512), np.ones(512)], axis=1).astype(np.float32) / 64,
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["s"], name="sum"),
+        helper.make_node("MatMul", ["s", "mean"], ["z"], name="mean"),
+        helper.make_node("Softmax", ["z"], ["y"], axis=1),
+    ]
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    return model(nodes, tensors, outputs=("batch", 2)), x, labels
+
+
 def save(made: onnx.ModelProto, path: Path) -> Path:
     """Write a model."""
     onnx.save(made, path)

@@ -130,11 +130,10 @@ def test_int8_wins_where_it_is_smaller_and_every_candidate_has_a_reason(built):
     foreign = record.variant("rpi5")
     assert foreign.precision == "int8"
     assert foreign.size_bytes < 0.7 * foreign.original_size_bytes
-    assert [entry.name for entry in foreign.candidates] == [
-        "fp32",
-        "int8-weights-s8",
-        "int8-all-s8",
-    ]
+    names = [entry.name for entry in foreign.candidates]
+    assert names[:3] == ["fp32", "int8-weights-s8", "int8-all-s8"]
+    assert {"int8-weights-s8-pt", "int8-dynamic", "int8-body-s8", "weights8", "fp16"} <= set(names)
+    assert any(entry.pareto for entry in foreign.candidates)
     assert [entry.outcome for entry in foreign.candidates].count("chosen") == 1
     assert all(entry.reason for entry in foreign.candidates)
 
@@ -202,7 +201,9 @@ def test_a_failed_gate_withdraws_the_bundle_and_names_gate_and_figures(
     record = run(registry, strict, tmp_path / "out", cache, names=("rpi5",))
     assert record.outcome is Outcome.FAIL
     assert record.variant("rpi5").digest is None
-    assert {entry.outcome for entry in record.variant("rpi5").candidates} == {"gate_failed"}
+    outcomes = {entry.outcome for entry in record.variant("rpi5").candidates}
+    assert "gate_failed" in outcomes
+    assert "chosen" not in outcomes
     assert LayoutReader(tmp_path / "out").index().manifests == ()
     with pytest.raises(GateFailedError, match=r"rpi5: gate size_bytes failed: \d+ bytes; allowed"):
         record.raise_if_failed()
@@ -246,7 +247,7 @@ def test_a_quantizer_error_drops_the_candidate_with_its_exact_text(
     variant = run(registry, model, tmp_path / "out", cache, names=("rpi5",)).variant("rpi5")
     assert variant.precision == "fp32"
     dropped = [entry for entry in variant.candidates if entry.outcome == "dropped"]
-    assert len(dropped) == 2
+    assert len(dropped) == 1
     assert all(entry.reason.startswith("NothingToQuantizeError: no Conv") for entry in dropped)
 
 

@@ -1,1 +1,1 @@
-"""Quantizers, one per module; each runs in its own process."""
+"""Quantizers behind one Protocol, one per module; they run in a process of their own."""

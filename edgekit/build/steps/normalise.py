@@ -15,9 +15,11 @@ from pathlib import Path
 
 import onnx
 from onnx import numpy_helper, version_converter
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
-VERSION = 1
+from edgekit.build.candidates import Structure
+from edgekit.build.steps.structure import name_nodes, structure_of
+
+VERSION = 2
 OPSET = 17
 _IR_VERSION_MIN = 4  # below, every initializer must also be an input: folding would break them
 
@@ -32,14 +34,19 @@ def quiet_logs() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def normalise(source: Path, target: Path, scratch: Path) -> list[str]:
+def normalise(source: Path, target: Path, scratch: Path) -> tuple[list[str], Structure]:
     """Write the normalised form of ``source`` to ``target``; returns what was done, as sentences.
 
-    A repair that is not possible for this model is left out and said: the candidates that depend on
+    A model that is quantized already is left as it is: repairs would tear its Q/DQ pairs apart. A
+    repair that is not possible for this model is left out and said: the candidates that depend on
     it then fail by themselves and are dropped with their error.
     """
     notes: list[str] = []
     model = onnx.load(source)
+    before = structure_of(model)
+    if before.quantized:
+        onnx.save(model, target)
+        return ["the model is quantized already: it is passed through unchanged"], before
     model = _upgrade(model, notes)
     folded = _fold_constants(model)
     if folded:
@@ -51,6 +58,9 @@ def normalise(source: Path, target: Path, scratch: Path) -> list[str]:
     plain = scratch / "plain.onnx"
     onnx.save(model, plain)
     try:
+        # Imported late: it takes a third of a second, which a rebuild that only looks up has not.
+        from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: PLC0415
+
         with quiet_logs():
             # Symbolic shape inference needs a package that onnxruntime does not declare, and fails
             # on most models with dynamic shapes; what it adds is not needed for static ranges.
@@ -60,7 +70,10 @@ def normalise(source: Path, target: Path, scratch: Path) -> list[str]:
     except Exception as exc:  # noqa: BLE001 - foreign code raises anything; the model is whole without it
         notes.append(f"left without ONNX Runtime's pre-processing: {type(exc).__name__}: {exc}")
         plain.replace(target)
-    return notes
+    model = onnx.load(target)
+    name_nodes(model)
+    onnx.save(model, target)
+    return notes, structure_of(model)
 
 
 def _opset(model: onnx.ModelProto) -> int:

@@ -28,6 +28,8 @@ def test_shipped_profiles():
         ('"quality", "size"', '"quality", "latency"', "latency needs validation_required"),
         (">=1.20", ">=one", "engine_versions"),
         ('engine = "onnxruntime"', 'engine = "other"', "engine: 'other'"),
+        ('"quality", "size"', '"quality", "emulated"', "emulator: is needed"),
+        ('required = "none"', 'required = "emulated"', "emulator: is needed"),
         ("cores = 4", "cores = ", "profile mine"),
         ('name = "rpi5"', 'name = "../rpi5"', "not a valid name"),
     ],
@@ -71,6 +73,14 @@ def test_native_means_architecture_and_every_instruction(arch, flags, native):
     machine = Host(arch, frozenset(flags.split()), "cpu")
     found = {n for n, p in target.shipped().items() if machine.validation(p) is Validation.NATIVE}
     assert found == native
+
+
+def test_emulation_can_be_asked_for_where_a_cpu_is_named():
+    asked = target.emulating(target.find("x86-64-v3"))
+    assert asked.gates[-1] is target.Gate.EMULATED
+    assert target.emulating(asked) == asked
+    with pytest.raises(UsageError, match="rpi5: there is no CPU model"):
+        target.emulating(target.find("rpi5"))
 
 
 def test_cpuinfo_of_both_architectures():

@@ -1,0 +1,228 @@
+"""Streaming calibration, as a process: ``python -m … REQUEST.json``.
+
+Two passes over the data, peak memory independent of the number of samples. The first reduces each
+tensor to its extremes inside the graph, so that the engine frees activations as it goes. The second
+counts histograms over those extremes, a group of tensors at a time, bounded in bytes. The answer
+is a file; one JSON line on stdout says ``{"error": null | "…"}``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from onnx import helper
+
+from edgekit import preprocess
+from edgekit.build import ranges as rules
+from edgekit.build.quantizers.ort_static import QUANTIZABLE_OPS
+from edgekit.build.ranges import Range, Ranges
+from edgekit.build.steps.structure import layers
+from edgekit.contracts import codec
+from edgekit.contracts.contract import Contract
+from edgekit.registry import npz
+
+GROUP_BYTES_MAX = 64 << 20  # activations held at once: too low means many passes over the data
+CHUNK_MAX = 16  # samples per run: fewer is slow on small models, more costs memory
+_LOG_FATAL = 4
+
+Array = npt.NDArray[Any]
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What to calibrate, on which data, and where the ranges go."""
+
+    model: str
+    data: str  # calibration data in the registry's canonical form
+    contract: Contract
+    target: str
+
+
+def feeds(
+    arrays: Mapping[str, Array], contract: Contract, chunk: int
+) -> Iterator[dict[str, Array]]:
+    """Preprocessed samples, ``chunk`` at a time unless the model fixes its batch."""
+    first = contract.inputs[0].shape[0]
+    size = first if isinstance(first, int) else chunk
+    total = len(arrays[contract.inputs[0].name])
+    for start in range(0, total, size):
+        rows = np.arange(start, start + size)
+        # A fixed batch is filled up from the front; a dynamic one is just shorter.
+        rows = rows % total if isinstance(first, int) else rows[rows < total]
+        yield {
+            spec.name: preprocess.apply(spec.preprocess, arrays[spec.name][rows])
+            for spec in contract.inputs
+        }
+
+
+def _session(model: onnx.ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_FATAL
+    # Fusions would remove the very tensors that are to be seen.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_mem_pattern = False
+    return ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _showing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """``model`` with ``names`` for outputs."""
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    del shown.graph.output[:]
+    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return shown
+
+
+def float_tensors(model: onnx.ModelProto) -> list[str]:
+    """The float tensors a quantizer may ask about, in graph order; the engine knows their types."""
+    constant = {tensor.name for tensor in model.graph.initializer}
+    seen: dict[str, None] = {}
+    for node in model.graph.node:
+        if node.op_type in QUANTIZABLE_OPS:
+            seen |= dict.fromkeys(n for n in (*node.input, *node.output) if n and n not in constant)
+    inputs = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+    found = [name for name in seen if inputs.get(name) == onnx.TensorProto.FLOAT]
+    made = [name for name in seen if name not in inputs]
+    if made:
+        outputs = _session(_showing(model, made)).get_outputs()
+        found += [entry.name for entry in outputs if entry.type == "tensor(float)"]
+    return found
+
+
+class _Extremes:
+    """The model with two scalars per tensor, and its size, instead of its outputs."""
+
+    def __init__(self, model: onnx.ModelProto, names: Sequence[str]) -> None:
+        self._names = names
+        reduced = _showing(model, [])
+        reductions: tuple[tuple[str, dict[str, Any]], ...] = (
+            ("ReduceMin", {"keepdims": 0}),
+            ("ReduceMax", {"keepdims": 0}),
+            ("Size", {}),
+        )
+        for index, name in enumerate(names):
+            for op, options in reductions:
+                made = f"edgekit_{op}_{index}"
+                reduced.graph.node.append(helper.make_node(op, [name], [made], **options))
+                reduced.graph.output.append(onnx.ValueInfoProto(name=made))
+        self._session = _session(reduced)
+
+    def run(self, feed: Mapping[str, Array]) -> tuple[Array, Array]:
+        """Extremes, shape (tensors, 2), and number of elements, shape (tensors,)."""
+        found = self._session.run(None, dict(feed))
+        table = np.asarray([float(value) for value in found]).reshape(len(self._names), 3)
+        return table[:, :2], table[:, 2]
+
+
+def _channels(model: onnx.ModelProto) -> dict[str, int]:
+    """Tensors that feed a weight layer, and the axis of their channels."""
+    named = {layer.name: layer.op for layer in layers(model)}
+    axes = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": -1}
+    return {
+        node.input[0]: axes[named[node.name]]
+        for node in model.graph.node
+        if named.get(node.name) in axes
+    }
+
+
+def _groups(names: Sequence[str], sizes: Mapping[str, float]) -> Iterator[list[str]]:
+    group: list[str] = []
+    held = 0.0
+    for name in names:
+        if group and held + sizes[name] > GROUP_BYTES_MAX:
+            yield group
+            group, held = [], 0.0
+        group.append(name)
+        held += sizes[name]
+    if group:
+        yield group
+
+
+def _count(
+    model: onnx.ModelProto,
+    group: Sequence[str],
+    peaks: Mapping[str, float],
+    data: Iterator[dict[str, Array]],
+) -> tuple[dict[str, Array], dict[str, tuple[Array, Array]]]:
+    """Histograms of a group of tensors, and extremes per channel where a weight layer reads."""
+    axes = {name: axis for name, axis in _channels(model).items() if name in group}
+    given = {value.name for value in model.graph.input}
+    made = [name for name in group if name not in given]
+    session = _session(_showing(model, made)) if made else None
+    counts = {name: np.zeros(rules.BINS, np.int64) for name in group if peaks[name] > 0}
+    channels: dict[str, tuple[Array, Array]] = {}
+    for feed in data:
+        values = dict(zip(made, session.run(None, feed), strict=True)) if session else {}
+        values |= {name: feed[name] for name in group if name in given}
+        for name, array in values.items():
+            if name in counts:
+                counts[name] += rules.count(array, peaks[name])
+            if name in axes and array.ndim > 1:
+                moved = np.moveaxis(array, axes[name], -1).reshape(-1, array.shape[axes[name]])
+                low, high = moved.min(axis=0), moved.max(axis=0)
+                before = channels.get(name, (low, high))
+                channels[name] = np.minimum(before[0], low), np.maximum(before[1], high)
+    return counts, channels
+
+
+def calibrate(model: onnx.ModelProto, arrays: Mapping[str, Array], contract: Contract) -> Ranges:
+    """Ranges of every float tensor of ``model`` over the samples in ``arrays``.
+
+    Raises:
+        ValueError: a tensor is not finite on this data; names it.
+        Exception: whatever the engine raises.
+    """
+    names = float_tensors(model)
+    total = len(arrays[contract.inputs[0].name])
+    if not names:
+        return Ranges(total, {})
+    extremes = _Extremes(model, names)
+    first = next(feeds(arrays, contract, 1))
+    sizes = 4.0 * extremes.run(first)[1] / len(first[contract.inputs[0].name])
+    chunk = int(np.clip(GROUP_BYTES_MAX // max(1.0, float(sizes.max())), 1, CHUNK_MAX))
+    table = np.asarray([[np.inf, -np.inf]] * len(names))
+    for feed in feeds(arrays, contract, chunk):
+        found, _ = extremes.run(feed)
+        table[:, 0] = np.minimum(table[:, 0], found[:, 0])
+        table[:, 1] = np.maximum(table[:, 1], found[:, 1])
+    wild = [name for name, row in zip(names, table, strict=True) if not np.isfinite(row).all()]
+    if wild:
+        raise ValueError(f"tensor {wild[0]!r} is not finite on the calibration data")
+    peaks = {name: float(np.abs(row).max()) for name, row in zip(names, table, strict=True)}
+    held = {name: float(size) * chunk for name, size in zip(names, sizes, strict=True)}
+    bounds = {name: (float(row[0]), float(row[1])) for name, row in zip(names, table, strict=True)}
+    tensors: dict[str, Range] = {}
+    for group in _groups(names, held):
+        counts, channels = _count(model, group, peaks, feeds(arrays, contract, chunk))
+        for name in group:
+            tensors[name] = rules.bounds_of(*bounds[name], counts.get(name), channels.get(name))
+    return Ranges(total, tensors)
+
+
+def main(path: str) -> None:
+    """Run the request at ``path``; the exit status is 0 when the answer line tells the outcome."""
+    request = codec.read(Request, Path(path))
+    error: str | None = None
+    try:
+        arrays = npz.open_mapped(Path(request.data))
+        found = calibrate(onnx.load(request.model), arrays, request.contract)
+        Path(request.target).write_bytes(codec.encode(found))
+    except (MemoryError, OSError):
+        raise  # not a property of the model: the process ends with it, and nothing is cached
+    except Exception as exc:  # noqa: BLE001 - foreign code; the exact error is the answer
+        error = " ".join(f"{type(exc).__name__}: {exc}".split())
+    print(json.dumps({"error": error}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,101 @@
+"""Everything about one model version that does not depend on the target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from edgekit.build import tools
+from edgekit.build.cache import Cache, Step
+from edgekit.build.candidates import Structure
+from edgekit.build.steps import normalise
+from edgekit.contracts.contract import Contract
+from edgekit.registry import graph, npz
+from edgekit.registry.model import ModelVersion, Split
+from edgekit.registry.npz import Array
+from edgekit.registry.ports import Registry
+from edgekit.stats.metrics import LABELS
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model file in the cache or the registry."""
+
+    path: Path
+    digest: str
+    size: int
+    reduced: tuple[str, ...] = ()  # layers whose weights keep to 7 bits, so that nothing saturates
+
+
+@dataclass(frozen=True)
+class Study:
+    """One model version, ready to be quantized and measured."""
+
+    contract: Contract
+    original: Artifact
+    normalised: Artifact
+    structure: Structure
+    notes: tuple[str, ...]  # what normalising did
+    calibration: Path
+    calibration_digest: str
+    tuning: Path  # inputs of the tuning split, followed by those of the golden split
+    evaluation: Path  # inputs of the evaluation split
+    tuning_n: int
+    evaluation_n: int
+    golden_inputs: Mapping[str, Array]
+    tuning_labels: Array | None
+    evaluation_labels: Array | None
+
+
+def prepare(registry: Registry, model: ModelVersion, cache: Cache, scratch: Path) -> Study:
+    """Fetch by digest, normalise, and lay out the data the measurements need.
+
+    Raises:
+        BadInputError: the registered file cannot be read as a model.
+        ResourceError: disk full.
+    """
+    entry = model.file()
+    source = registry.blob(entry.sha256)
+    original = Artifact(source, entry.sha256, entry.size)
+    step = Step("normalise", normalise.VERSION, tools.versions(), {"model": entry.sha256})
+
+    def make(folder: Path) -> dict[str, Any]:
+        graph.load(source)
+        notes, structure = normalise.normalise(source, folder / "model.onnx", scratch)
+        return {"notes": notes, "structure": structure}
+
+    normal = cache.run(step, make)
+    path = normal.file("model.onnx")
+    structure = msgspec.convert(normal.facts["structure"], Structure)
+    made = Artifact(path, normal.digests["model.onnx"], path.stat().st_size)
+    names = [spec.name for spec in model.contract.inputs]
+    data = {
+        kind: npz.open_mapped(registry.blob(model.dataset(kind).digest))
+        for kind in (Split.TUNING, Split.EVALUATION, Split.GOLDEN)
+    }
+    tuning, golden, evaluation = data[Split.TUNING], data[Split.GOLDEN], data[Split.EVALUATION]
+    both = {name: np.concatenate([tuning[name], golden[name]]) for name in names}
+    npz.write(scratch / "tuning.npz", both)
+    npz.write(scratch / "evaluation.npz", {name: evaluation[name] for name in names})
+    return Study(
+        contract=model.contract,
+        original=original,
+        # Passing through means the very file that was registered.
+        normalised=original if structure.quantized else made,
+        structure=structure,
+        notes=tuple(normal.facts["notes"]),
+        calibration=registry.blob(model.dataset(Split.CALIBRATION).digest),
+        calibration_digest=model.dataset(Split.CALIBRATION).digest,
+        tuning=scratch / "tuning.npz",
+        evaluation=scratch / "evaluation.npz",
+        tuning_n=model.dataset(Split.TUNING).n,
+        evaluation_n=model.dataset(Split.EVALUATION).n,
+        golden_inputs={name: golden[name] for name in names},
+        tuning_labels=tuning.get(LABELS),
+        evaluation_labels=evaluation.get(LABELS),
+    )
