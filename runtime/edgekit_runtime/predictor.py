@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.verdict import Verdict
 from edgekit.stats import compare
-from edgekit_runtime import bundles, engines, guard
+from edgekit_runtime import bundles, contract_facts, engines, guard
 from edgekit_runtime.bundles import Bundle, GoldenSet
 from edgekit_runtime.guard import Flags
 from edgekit_runtime.ports import Array, Engine, LoadedModel
@@ -38,6 +39,13 @@ class Predictor:
         """The bundle's manifest."""
         return self.bundle.manifest
 
+    @cached_property
+    def scored(self) -> str | None:
+        """Output whose class and confidence are counted; None when none classifies."""
+        if contract_facts.class_count(self.contract) == 0:
+            return None
+        return contract_facts.scored_output(self.contract).name
+
     def close(self) -> None:
         """Nothing to end: memory goes with the last reference."""
 
@@ -58,7 +66,9 @@ class Predictor:
             arrays = guard.mend(self.contract, arrays)
         outputs = self.model.run(self._prepared(arrays))
         for values in outputs.values():
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
+            if values.dtype.kind == "f" and not np.logical_and.reduce(
+                np.isfinite(values), axis=None
+            ):
                 flags |= Flags.OUTPUT_NAN
         return outputs, flags
 

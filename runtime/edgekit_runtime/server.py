@@ -56,7 +56,9 @@ def bind(config: AgentConfig) -> list[socket.socket]:
 
 
 def _bind_loopback(port: int) -> socket.socket:
-    tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # Named in full: asyncio switches Nagle's algorithm off only for sockets that say TCP, and with
+    # it an answer waits 40 ms for the client's delayed acknowledgement.
+    tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         tcp.bind((LOOPBACK, port))

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgekit.contracts.errors import EdgekitError
-from edgekit.stats.metrics import top_class
-from edgekit_runtime.contract_facts import class_count, scored_output
+from edgekit.stats.metrics import top_of_row
 from edgekit_runtime.errors import EngineError, GuardError, NotServingError
 from edgekit_runtime.guard import Flags
 from edgekit_runtime.journal import hash_id
@@ -90,13 +89,9 @@ def _probe(predictor: Predictor, outputs: Mapping[str, Array]) -> tuple[int, flo
 
     One record stands for one request: of a batch, its first row is looked at.
     """
-    if class_count(predictor.contract) == 0:
+    if predictor.scored is None:
         return -1, math.nan
-    scores = outputs[scored_output(predictor.contract).name]
+    scores = outputs[predictor.scored]
     if scores.ndim == 0 or scores.size == 0:
         return -1, math.nan
-    row = scores.reshape(-1, scores.shape[-1])[0]
-    if row.dtype.kind == "f" and not all(map(math.isfinite, row.tolist())):
-        return -1, math.nan
-    best, confidence = top_class(row)
-    return int(best), float(confidence)
+    return top_of_row(scores.reshape(-1, scores.shape[-1])[0])

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import msgspec
+import numpy as np
 
 from edgekit.contracts.errors import BadInputError, EdgekitError, ResourceError
 from edgekit.contracts.oci import LayoutReader
@@ -172,6 +173,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.enable()
+    np.seterr(all="ignore")  # what overflows becomes infinite, and the guard says so
     channel = socket.socket(fileno=int(sys.argv[1]))
     threading.Thread(target=_end_with_agent, args=(channel,), daemon=True).start()
     engines.preload()  # a worker started ahead of its order has the library in memory
