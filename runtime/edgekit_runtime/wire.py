@@ -24,6 +24,7 @@ from edgekit_runtime.serving import Observation
 _HEAD = struct.Struct("<IIQB")  # bytes of meta, bytes of body, sequence, kind
 _ASK = struct.Struct("<iB")  # length of the JSON part (-1: all of it), slot
 _ANSWER = struct.Struct("<QffiiHBB")
+SCRATCH_BYTES = 1 << 16  # small frames share it; a larger one gets room of its own
 FRAME_BYTES_MAX = 1 << 30  # a longer one is not from us
 
 
@@ -124,32 +125,62 @@ def unpack_answer(frame: Frame) -> Answer:
 
 
 class Reader:
-    """Cuts a stream into frames."""
+    """Cuts a stream into frames. What is large is received where it stays."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._scratch = bytearray(SCRATCH_BYTES)
+        self._held = 0  # bytes in the scratch buffer
+        self._payload: bytearray | None = None  # of a frame that does not fit there
+        self._filled = 0
+        self._head = (0, 0, 0, 0)
 
-    def feed(self, data: bytes) -> list[Frame]:
-        """Frames completed by ``data``.
+    def room(self) -> memoryview:
+        """Where the next bytes are to be received; never empty."""
+        if self._payload is not None:
+            return memoryview(self._payload)[self._filled :]
+        return memoryview(self._scratch)[self._held :]
+
+    def received(self, count: int) -> list[Frame]:
+        """Frames completed by ``count`` bytes in `room`.
 
         Raises:
             BugError: the stream is not one of ours.
         """
-        buffer = self._buffer
-        buffer += data
+        if self._payload is not None:
+            self._filled += count
+            if self._filled < len(self._payload):
+                return []
+            payload, self._payload = self._payload, None
+            return [_frame(self._head, payload)]
+        self._held += count
         found: list[Frame] = []
         start = 0
-        while len(buffer) - start >= _HEAD.size:
-            meta_length, body_length, seq, kind = _HEAD.unpack_from(buffer, start)
-            if meta_length + body_length > FRAME_BYTES_MAX:
-                raise BugError(f"worker frame of {meta_length + body_length} bytes")
-            middle = start + _HEAD.size + meta_length
-            end = middle + body_length
-            if len(buffer) < end:
+        while self._held - start >= _HEAD.size:
+            head = _HEAD.unpack_from(self._scratch, start)
+            length = head[0] + head[1]
+            if length > FRAME_BYTES_MAX:
+                raise BugError(f"worker frame of {length} bytes")
+            first, end = start + _HEAD.size, start + _HEAD.size + length
+            if self._held < end:
+                if _HEAD.size + length > SCRATCH_BYTES:
+                    self._begin(head, first)
+                    return found
                 break
-            with memoryview(buffer) as view:
-                meta = bytes(view[start + _HEAD.size : middle])
-                found.append(Frame(kind, seq, meta, bytes(view[middle:end])))
+            found.append(_frame(head, self._scratch[first:end]))
             start = end
-        del buffer[:start]
+        self._scratch[: self._held - start] = self._scratch[start : self._held]
+        self._held -= start
         return found
+
+    def _begin(self, head: tuple[int, int, int, int], first: int) -> None:
+        self._head = head
+        self._payload = bytearray(head[0] + head[1])
+        self._filled = self._held - first
+        self._payload[: self._filled] = self._scratch[first : self._held]
+        self._held = 0
+
+
+def _frame(head: tuple[int, int, int, int], payload: bytearray) -> Frame:
+    meta_length, _, seq, kind = head
+    with memoryview(payload) as view:
+        return Frame(kind, seq, bytes(view[:meta_length]), bytes(view[meta_length:]))

@@ -57,8 +57,8 @@ class Worker:
     def run(self) -> None:
         """Answer frames until the agent hangs up."""
         reader = wire.Reader()
-        while data := self._channel.recv(CHUNK_BYTES):
-            for frame in reader.feed(data):
+        while count := self._channel.recv_into(reader.room()):
+            for frame in reader.received(count):
                 self._handle(frame)
 
     def _handle(self, frame: Frame) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
+from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 LATENCIES_MAX = 512  # of the newest requests, for the p99
 CANARY_S = 10.0  # a worker without traffic for so long shows that it still computes
 RETRY_S = 1.0
+BUFFERS_MAX = 64  # handed to one system call
 EXIT_S = 0.5  # a process that closed its socket has this long to end before it is killed
-CHUNK_BYTES = 1 << 18
 
 
 class WorkerModel:
@@ -43,7 +44,7 @@ class WorkerModel:
         self._lock = threading.RLock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reader = wire.Reader()
-        self._unsent = bytearray()
+        self._unsent: deque[memoryview] = deque()
         self._waiting: dict[int, tuple[asyncio.Future[Answer], float]] = {}
         self._latencies_s: deque[float] = deque(maxlen=LATENCIES_MAX)
         self._seq = 0
@@ -133,44 +134,41 @@ class WorkerModel:
         self._loop.add_reader(self._process.channel.fileno(), self._readable)
 
     def _write(self, head: bytes, body: bytes) -> None:
-        sent = 0
-        if not self._unsent:
-            try:
-                sent = self._process.channel.sendmsg([head, body])
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self._lost()
-                return
-        if sent < len(head) + len(body):
-            first = not self._unsent
-            self._unsent += (head + body)[sent:] if sent < len(head) else body[sent - len(head) :]
-            if first and self._loop is not None:
+        idle = not self._unsent
+        self._unsent.append(memoryview(head))
+        if body:
+            self._unsent.append(memoryview(body))
+        if idle:
+            self._writable()
+            if self._unsent and self._loop is not None:
                 self._loop.add_writer(self._process.channel.fileno(), self._writable)
 
     def _writable(self) -> None:
         try:
-            sent = self._process.channel.send(self._unsent)
+            sent = self._process.channel.sendmsg(list(islice(self._unsent, BUFFERS_MAX)))
         except BlockingIOError:
             return
         except OSError:
             self._lost()
             return
-        del self._unsent[:sent]
+        while self._unsent and sent >= len(self._unsent[0]):
+            sent -= len(self._unsent.popleft())
+        if sent:
+            self._unsent[0] = self._unsent[0][sent:]
         if not self._unsent and self._loop is not None:
             self._loop.remove_writer(self._process.channel.fileno())
 
     def _readable(self) -> None:
         try:
-            data = self._process.channel.recv(CHUNK_BYTES)
+            count = self._process.channel.recv_into(self._reader.room())
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
+            count = 0
+        if not count:
             self._lost()
             return
-        for frame in self._reader.feed(data):
+        for frame in self._reader.received(count):
             found = self._waiting.pop(frame.seq, None)
             if found is None:
                 continue
@@ -193,6 +191,7 @@ class WorkerModel:
     def _fail(self, ending: Ending) -> None:
         self._ending = ending
         self._process.kill()
+        self._unsent.clear()
         waiting, self._waiting = self._waiting, {}
         self._shut_down()
         for future, _ in waiting.values():

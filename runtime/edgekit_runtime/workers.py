@@ -26,7 +26,6 @@ from edgekit_runtime.worker_model import WorkerModel
 
 LOAD_S_MAX = 300.0  # compiling an engine on a small board takes minutes; longer is a hang
 GRACE_S = 5.0  # between hanging up on a worker and killing it
-CHUNK_BYTES = 1 << 18
 _ERRORS: dict[str, type[EdgekitError]] = {
     kind.__name__: kind for kind in (UnsuitableError, ResourceError, BadInputError)
 }
@@ -158,10 +157,10 @@ def _load(process: WorkerProcess, order: wire.Order, timeout_s: float) -> wire.F
         channel.sendall(wire.head(FrameKind.LOAD, 0, msgspec.json.encode(order), 0))
         while True:
             channel.settimeout(max(0.001, end - monotonic()))
-            data = channel.recv(CHUNK_BYTES)
-            if not data:
+            count = channel.recv_into(reader.room())
+            if not count:
                 raise _ended(process, name)
-            frames = reader.feed(data)
+            frames = reader.received(count)
             if frames:
                 break
     except TimeoutError as exc:
