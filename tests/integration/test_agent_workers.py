@@ -115,10 +115,9 @@ def test_segfaults_on_trial_roll_back_with_the_signal_named(world, writer):
 
 
 def test_a_model_that_hangs_is_killed_and_rolled_back_at_once(world, writer):
-    agent, answered = _confirm_first(world, writer)
+    agent, _ = _confirm_first(world, writer)
     bad = writer.add(seed=2, version="2", files={"model": bad_models.hangs()})
     _try_second(world, agent, bad, stuck_s_min=1.0)
-    probes = world.manager.counted
     status, body = agent.infer("hang", (bad_models.TRIGGER + 1, 0, 0, 0))
     assert status == 503
     assert "did not end within 1 s" in body["error"]
@@ -127,7 +126,6 @@ def test_a_model_that_hangs_is_killed_and_rolled_back_at_once(world, writer):
     # What was not answered was not counted: under the same id it is asked again, and counts once.
     wait_for(lambda: agent.infer("hang", (1, 0, 0, 0))[0] == 200, what="v1 serves again")
     assert agent.infer("hang", (1, 0, 0, 0))[1]["parameters"]["counted"] is False
-    assert probes <= len(answered) + 50
     wait_for(
         lambda: any(e.state.value == "ROLLED_BACK" for e in _events(world, SlotEvent)),
         what="audit of the roll-back",
