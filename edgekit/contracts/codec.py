@@ -74,7 +74,8 @@ def decode(
         raise BadInputError(f"{what}: {size} bytes, more than the {bytes_max} allowed", hint=hint)
     try:
         value: T = msgspec.json.decode(raw, type=kind)
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        # Broken UTF-8 and deep nesting are not of msgspec's own family.
         raise BadInputError(f"{what}: {exc}", hint=hint) from exc
     return value
 

@@ -34,6 +34,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     nan_rate_max: float = 0.001
     error_min_n: int = 100
     download_attempts_max: int = 8
+    stuck_s_min: float = 10.0  # declared cold start: no inference is called stuck before
+    worker_bytes_max: int = 0  # memory of the process that holds the model; 0: no limit
 
 
 class VariantRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +135,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     rss_bytes: int | None = None
     start_to_first_inference_s: float | None = None
     inferences: int = 0  # since the storage epoch began
+    workers_ended: int = 0  # crashed, stuck or over their memory limit, since the agent started
     spool: SpoolReport = SpoolReport()
 
 
@@ -260,11 +263,13 @@ def check_policy(policy: Policy) -> Policy:
     for name, value in shares.items():
         if not (math.isfinite(value) and 0.0 <= value <= 1.0):
             raise BadInputError(f"policy.{name}: {value} is not a share between 0 and 1")
-    for name in ("confirm_s_min", "unproven_after_s"):
+    for name in ("confirm_s_min", "unproven_after_s", "stuck_s_min"):
         value = getattr(policy, name)
         if not (math.isfinite(value) and value >= 0):
             raise BadInputError(f"policy.{name}: {value} is not a duration in seconds")
     for name in ("confirm_inferences_min", "error_min_n", "trial_tries", "download_attempts_max"):
         if getattr(policy, name) < 1:
             raise BadInputError(f"policy.{name}: must be at least 1")
+    if policy.worker_bytes_max < 0:
+        raise BadInputError(f"policy.worker_bytes_max: {policy.worker_bytes_max} is negative")
     return policy

@@ -78,6 +78,7 @@ class Agent:
         self._maintain_at = now
         self._refused: str = ""
         self.failure: Exception | None = None
+        self.stepped_at = now  # monotonic seconds of the control thread's newest round
         self.on_end: Callable[[], object] = lambda: None  # the control thread has ended
         parts.link.on_message = self._arrived
         parts.link.on_connect = self._connected
@@ -125,6 +126,7 @@ class Agent:
                     # Disk full or damaged: telemetry waits in the rings, inference goes on.
                     log.error("%s", exc.message)  # noqa: TRY400 - expected, one line
                     self._stopping.wait(TROUBLE_S)
+                self.stepped_at = parts.clock.monotonic()
                 parts.wake.wait(TICK_S)
                 parts.wake.clear()
             self._close()
@@ -225,6 +227,7 @@ class Agent:
                 rss_bytes=process_facts.rss_bytes(),
                 start_to_first_inference_s=self._first_inference_s,
                 inferences=parts.counting.produced(),
+                workers_ended=parts.deployer.workers_ended,
                 spool=parts.spool.report(),
             ),
             at=parts.clock.wall(),

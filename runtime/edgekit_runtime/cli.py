@@ -58,19 +58,19 @@ def run(config: ConfigOption) -> None:
         level=logging.INFO,
         format=f"%(asctime)s %(levelname).1s {loaded.device.id} %(name)s: %(message)s",
     )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # a line a bad request fills disks
     wiring.detect_profile(loaded)  # a wrong configuration fails before anything is touched
     wiring.prepare_state(loaded.device.state_dir)
     lock = StateLock(loaded.device.state_dir)
     sockets = server.bind(loaded)
     try:
-        agent, inference = wiring.build(loaded)
-        asyncio.run(server.serve(agent, inference, sockets))
+        built = wiring.build(loaded)
+        asyncio.run(server.serve(built, loaded.serve, sockets))
     finally:
         loaded.socket_path.unlink(missing_ok=True)
         lock.release()
-    if agent.failure is not None:
-        raise agent.failure
+    if built.agent.failure is not None:
+        raise built.agent.failure
 
 
 @app.command()

@@ -72,6 +72,9 @@ class ServeSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     port: int | None = None
     threads: int = 1  # of the engine, per inference
     body_bytes_max: int = 8 * 1024 * 1024
+    requests_max: int = 64  # at once; more are told to come again (429)
+    connections_max: int = 256
+    client_s_max: float = 30.0  # for a client to send a whole request
 
 
 class SpoolSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,6 +139,9 @@ def check(document: Mapping[str, Any], what: str) -> AgentConfig:
     port = config.serve.port
     _require(port is None or 1 <= port <= 65535, what, f"[serve] port {port}")
     _require(config.serve.threads >= 1, what, f"[serve] threads {config.serve.threads}")
+    for key in ("requests_max", "connections_max", "client_s_max"):
+        value = getattr(config.serve, key)
+        _require(value > 0, what, f"[serve] {key} {value}")
     _require(config.serve.body_bytes_max >= 1024, what, "[serve] body_bytes_max is below 1024")
     _require(
         config.spool.bytes_max >= SPOOL_BYTES_MIN,

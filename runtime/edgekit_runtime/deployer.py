@@ -1,4 +1,4 @@
-"""Executes the planner's steps over the deployment record, the store and the sessions.
+"""Executes the planner's steps over the deployment record, the store and what serves.
 
 Every change is persisted before it takes effect: a crash at any point leaves a record from which
 the planner finds its way. Slow steps run on a job thread; their results are matched with the
@@ -6,6 +6,8 @@ candidate they were meant for and dropped when that has changed.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import msgspec
 from typing_extensions import assert_never
@@ -18,33 +20,43 @@ from edgekit_runtime.counting import TrialCounter
 from edgekit_runtime.deployment import Deployment, Environment
 from edgekit_runtime.downloads import Downloads
 from edgekit_runtime.errors import UnsuitableError
+from edgekit_runtime.hosted import Hosted
 from edgekit_runtime.jobs import Done, JobRunner
 from edgekit_runtime.machine import Event
-from edgekit_runtime.monitors.windows import labels_for
 from edgekit_runtime.planner import Facts
-from edgekit_runtime.predictor import Predictor
+from edgekit_runtime.ports import Loaded
 from edgekit_runtime.record import DeploymentRecord, ModelRecord, activation, reversion
 from edgekit_runtime.region import Region
-from edgekit_runtime.session import Session
+from edgekit_runtime.serving import Serving
 
 STEPS_MAX = 256  # per call; a plan that never settles would starve telemetry
 
 
 class Deployer:
-    """Belongs to the control thread; `sessions` may be read by any."""
+    """Belongs to the control thread."""
 
     def __init__(self, env: Environment) -> None:
         self._env = env
         self._kept = Deployment(env)
         self._clean_start = self.record.clean
-        self.sessions: dict[str, Session] = {}
-        self._ready: dict[str, Predictor] = {}
+        self._hosted = Hosted(env)
+        self._ready: dict[str, Loaded] = {}
         self._downloads = Downloads(env.clock)
         self._trials: dict[str, TrialCounter] = {}
         self._jobs = JobRunner(env.wake)
         self._desired: tuple[Desired, str] | None = None
         for name in self.record.models:
-            self._session(name)
+            self._hosted.serving(name)
+
+    @property
+    def servings(self) -> Mapping[str, Serving]:
+        """What answers, by model. May be read by any thread."""
+        return self._hosted.servings
+
+    @property
+    def workers_ended(self) -> int:
+        """Processes that held a model and ended untold."""
+        return self._hosted.ended
 
     @property
     def record(self) -> DeploymentRecord:
@@ -58,6 +70,7 @@ class Deployer:
     def advance(self) -> bool:
         """Do what is to be done now; whether anything happened."""
         changed = self._jobs.take()
+        changed |= self._hosted.take_ends()
         for _ in range(STEPS_MAX):
             desired, self._desired = self._desired, None
             plan = planner.plan(self.record, desired, self._facts())
@@ -94,25 +107,14 @@ class Deployer:
         }
         return Facts(
             targets=self._env.targets,
-            loaded={
-                name: session.live.ref.digest
-                for name, session in self.sessions.items()
-                if session.live is not None
-            },
+            loaded=self._hosted.loaded(),
             ready=frozenset(self._ready),
             busy=self._jobs.busy,
             fetch_waits=frozenset(waits),
             trials={name: trial.read(now) for name, trial in self._trials.items()},
+            ends=self._hosted.ends(),
             clean_start=self._clean_start,
         )
-
-    def _session(self, name: str) -> Session:
-        session = self.sessions.get(name)
-        if session is None:
-            session = Session(name, self._env.counting.journal(name), self._env.clock)
-            # Readers on other threads see either the old or the new dictionary.
-            self.sessions = {**self.sessions, name: session}
-        return session
 
     # --- what to do ----------------------------------------------------------------------------
 
@@ -162,7 +164,7 @@ class Deployer:
     def _adopt(self, step: steps.Adopt) -> None:
         model = self._kept.model(step.model)
         digest = step.candidate.digest
-        self._session(step.model)
+        self._hosted.serving(step.model)
         self._downloads.forget(digest)
         self._drop_ready(model)
         self._kept.change(
@@ -190,16 +192,16 @@ class Deployer:
             retry_token=step.retry_token,
             fetched_bytes=0,
         )
-        live = self._session(step.model).live
+        live = self._hosted.serving(step.model).live
         if live is not None and live.ref.digest == step.active.digest:
-            region = self._serve(step.model, live.predictor)
+            region = self._serve(step.model, live.loaded)
             trial = self._trials.get(step.model)
             if trial is not None:
                 trial.move(region, self._env.clock.monotonic())
 
     def _remove(self, step: steps.Remove) -> None:
         self._drop_ready(self._kept.model(step.model))
-        self._session(step.model).stop()
+        self._hosted.serving(step.model).stop()
         self._trials.pop(step.model, None)
         self._kept.change(
             step.model,
@@ -276,13 +278,14 @@ class Deployer:
             return
         self._kept.change(step.model, None, test_tries=model.test_tries - 1)
 
-        reader, threads = self._env.store.reader, self._env.threads
+        host = self._env.host
 
-        def work() -> Predictor:
-            return fitness.load_tested(reader, step.model, candidate, threads)
+        def work() -> Loaded:
+            return host.load(step.model, candidate, model.policy, tested=True)
 
         def finish(done: Done) -> None:
             if not self._is_candidate(step.model, candidate, SlotState.SELF_TEST):
+                _discard(done)
                 return
             if done.error is not None:
                 self._refuse(step.model, f"self-test: {done.error.message}")
@@ -297,6 +300,7 @@ class Deployer:
         if candidate is None:
             return
         loaded = self._ready.pop(candidate.digest)
+        self._hosted.forget(step.model)
         self._kept.change(
             step.model,
             Event.REINSTATE if step.proven else Event.ACTIVATE,
@@ -318,29 +322,35 @@ class Deployer:
         if self.record.clean:
             self._kept.save(msgspec.structs.replace(self.record, clean=False))
 
-        reader, threads = self._env.store.reader, self._env.threads
+        host = self._env.host
 
-        def work() -> Predictor:
-            return fitness.load(reader, step.model, active, threads)
+        def work() -> Loaded:
+            return host.load(step.model, active, model.policy, tested=False)
 
         def finish(done: Done) -> None:
             now = self._kept.model(step.model)
             if now.active is None or now.active.digest != active.digest:
+                _discard(done)
+                return
+            if isinstance(done.error, (ResourceError, UnavailableError)):
+                self._hosted.could_not_start(step.model, done.error)
                 return
             if done.error is not None:
                 self._env.store.discard_damaged(active.digest)
                 self._revert(step.model, f"cannot be loaded: {done.error.message}")
                 return
-            region = self._serve(step.model, done.value)
-            if not now.confirmed:
-                self._trials[step.model] = TrialCounter(
-                    region,
-                    self._env.clock.monotonic(),
-                    before_s=now.trial_s,
-                    fresh=False,
-                )
+            self._resume(step.model, self._serve(step.model, done.value))
 
         self._jobs.start(f"load-{step.model}", work, finish)
+
+    def _resume(self, name: str, region: Region) -> None:
+        """A trial goes on where its process, or the agent's, had ended."""
+        now, model = self._env.clock.monotonic(), self._kept.model(name)
+        trial = self._trials.get(name)
+        if trial is not None:
+            trial.move(region, now)
+        elif not model.confirmed:
+            self._trials[name] = TrialCounter(region, now, before_s=model.trial_s, fresh=False)
 
     def _refuse(self, name: str, reason: str) -> None:
         model = self._kept.model(name)
@@ -355,34 +365,32 @@ class Deployer:
         if model.active is None:
             return
         self._trials.pop(name, None)
+        self._hosted.forget(name)
         failed = self._kept.quarantine(model, model.active.digest, reason)
         if model.fallback is not None:
-            self._kept.change(
-                name,
-                Event.REVERT,
-                reason,
-                failed=failed,
-                **reversion(model),
-            )
+            self._kept.change(name, Event.REVERT, reason, failed=failed, **reversion(model))
             return  # what fails keeps answering until the planner has the fallback loaded
         preparing = model.state in planner.PREPARING and model.candidate is not None
         event = Event.REVERT if preparing else Event.STRAND
         self._kept.change(name, event, reason, active=None, confirmed=False, failed=failed)
-        self._session(name).stop()
+        self._hosted.serving(name).stop()
 
     def _drop_ready(self, model: ModelRecord) -> None:
         if model.candidate is not None:
-            self._ready.pop(model.candidate.digest, None)
+            ready = self._ready.pop(model.candidate.digest, None)
+            if ready is not None:
+                ready.close()
 
     def _is_candidate(self, name: str, ref: SlotRef, state: SlotState) -> bool:
         model = self._kept.model(name)
         same = model.candidate is not None and model.candidate.digest == ref.digest
         return same and model.state is state
 
-    def _serve(self, name: str, loaded: Predictor) -> Region:
-        model = self._kept.model(name)
-        assert model.active is not None
-        labels = labels_for(name, model.active, model.slot, loaded.contract)
-        region = self._env.counting.begin(labels)
-        self._session(name).switch(loaded, region, model.active, model.slot)
-        return region
+    def _serve(self, name: str, loaded: Loaded) -> Region:
+        return self._hosted.serve(name, self._kept.model(name), loaded)
+
+
+def _discard(done: Done) -> None:
+    """What was loaded is not wanted any more."""
+    if done.error is None:
+        done.value.close()

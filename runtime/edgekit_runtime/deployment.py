@@ -15,7 +15,7 @@ from edgekit.contracts.messages import DeviceEvent, Failure, Record, SlotEvent
 from edgekit.contracts.states import SlotState
 from edgekit_runtime.counting import Counting
 from edgekit_runtime.machine import Event, next_state
-from edgekit_runtime.ports import Clock, Disk, Fetcher
+from edgekit_runtime.ports import Clock, Disk, Fetcher, Host
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
 from edgekit_runtime.store import BlobStore
 from edgekit_runtime.twocopy import TwoCopy
@@ -44,7 +44,7 @@ class Environment:
     counting: Counting
     state_dir: Path
     targets: tuple[str, ...]
-    threads: int
+    host: Host
     fetcher: Callable[[str | None], Fetcher | None]  # from an artifacts_url
     emit: Callable[[Record], None]  # audit records go to the spool
     wake: Callable[[], None]

@@ -7,12 +7,15 @@
     └── UnsuitableError     a bundle that cannot run on this device
     UnavailableError
     ├── EngineError         the engine failed on a valid input (HTTP 500, counted as error)
-    └── NotServingError     no model is loaded (HTTP 503)
+    ├── NotServingError     no model is loaded (HTTP 503)
+    ├── WorkerEndedError    a worker ended while it loaded a bundle
+    └── RetiredError        asked a bundle that was just replaced (never leaves the agent)
 """
 
 from __future__ import annotations
 
 from edgekit.contracts.errors import BadInputError, UnavailableError
+from edgekit_runtime.supervision import Ending
 
 
 class GuardError(BadInputError):
@@ -29,3 +32,15 @@ class EngineError(UnavailableError):
 
 class NotServingError(UnavailableError):
     """No model is loaded."""
+
+
+class WorkerEndedError(UnavailableError):
+    """A worker ended, or had to be ended, while it loaded a bundle; ``ending`` says how."""
+
+    def __init__(self, message: str, ending: Ending) -> None:
+        super().__init__(message)
+        self.ending = ending
+
+
+class RetiredError(UnavailableError):
+    """This bundle takes no more requests: ask the one that serves now."""

@@ -21,7 +21,7 @@ from edgekit.contracts.errors import BadInputError, translate_os_errors
 from edgekit.contracts.evaluation import Evaluation, Latency
 from edgekit.contracts.oci import LayoutReader
 from edgekit.stats.metrics import LABELS, METRICS
-from edgekit_runtime import bundles, console, machine_facts, predictor
+from edgekit_runtime import bundles, console, contract_facts, machine_facts, predictor
 from edgekit_runtime.ports import Array
 from edgekit_runtime.predictor import Predictor
 
@@ -73,7 +73,7 @@ def _quality(
     truth = data.get(LABELS)
     if metric is None or not metric.needs_labels or truth is None:
         return None
-    scored = outputs[predictor.scored_output(model.contract).name]
+    scored = outputs[contract_facts.scored_output(model.contract).name]
     if len(truth) != len(scored):
         raise BadInputError(f"data: {len(truth)} labels for {len(scored)} samples")
     try:

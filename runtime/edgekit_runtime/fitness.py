@@ -26,8 +26,8 @@ def open_fit(blobs: LayoutReader, model: str, ref: SlotRef) -> Bundle:
             f"bundle {digests.short(ref.digest)} is {manifest.model} for {manifest.target}, "
             f"not {model} for {ref.target}"
         )
-    engine = engines.create(manifest.engine)
-    bundles.check_engine(manifest, engine.name, engine.version)
+    installed = engines.versions().get(manifest.engine, "0")
+    bundles.check_engine(manifest, manifest.engine, installed)
     return bundle
 
 

@@ -67,22 +67,27 @@ def check(contract: Contract, arrays: Mapping[str, Array]) -> Flags:
         GuardError: a missing or unknown input, a wrong dtype or shape, or a value whose policy is
             ``reject``.
     """
-    known = {spec.name for spec in contract.inputs}
-    unknown = sorted(set(arrays) - known)
-    if unknown:
-        raise GuardError(
-            f"input {unknown[0]!r} is not in the contract",
-            hint="inputs: " + ", ".join(sorted(known)),
-        )
     flags = Flags.NONE
     dims: dict[str, int] = {}
     for spec in contract.inputs:
         array = arrays.get(spec.name)
         if array is None:
-            raise GuardError(f"input {spec.name!r} is missing")
+            raise GuardError(f"input {spec.name!r} is missing{_unknown(contract, arrays)}")
         _check_shape(spec, array, dims)
-        flags |= _check_values(spec, array)
+        found = _check_values(spec, array)
+        if found:
+            flags |= found
+    if len(arrays) != len(contract.inputs):
+        raise GuardError(_unknown(contract, arrays).lstrip(", "))
     return flags
+
+
+def _unknown(contract: Contract, arrays: Mapping[str, Array]) -> str:
+    known = {spec.name for spec in contract.inputs}
+    name = min(set(arrays) - known, default=None)
+    if name is None:
+        return ""
+    return f", input {name[:80]!r} is not in the contract (inputs: {', '.join(sorted(known))})"
 
 
 def mend(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -116,6 +121,14 @@ def _check_shape(spec: InputSpec, array: Array, dims: dict[str, int]) -> None:
 
 
 def _check_values(spec: InputSpec, array: Array) -> Flags:
+    if spec.range is not None:
+        low, high = spec.range
+        # Two passes decide the usual case: NaN propagates, and compares false.
+        if (
+            np.minimum.reduce(array, axis=None) >= low
+            and np.maximum.reduce(array, axis=None) <= high
+        ):
+            return Flags.NONE
     flags = Flags.NONE
     finite = array.dtype.kind != "f" or bool(np.isfinite(array).all())
     if not finite and (spec.range is None or bool(np.isnan(array).any())):

@@ -82,13 +82,12 @@ class Journal:
         with self._lock:
             return [book.region for book in self._books]
 
-    def record(self, region: Region, kind: Kind, request_id: str | None, **values: float) -> bool:
-        """Commit an inference or a rejection to ``region``.
+    def record(self, region: Region, kind: Kind, request: int, **values: float) -> bool:
+        """Commit an inference or a rejection to ``region``; ``request`` is `hash_id` of its id.
 
         Returns:
             False when the request id was counted before (nothing is written then).
         """
-        request = hash_id(request_id)
         with self._lock:
             if request and any(request in book.counted for book in self._books):
                 return False

@@ -1,13 +1,15 @@
-"""Open Inference Protocol v2, JSON form: requests to arrays, results to answers. Pure.
+"""Open Inference Protocol v2: requests to arrays, results to answers. Pure.
 
-https://github.com/kserve/open-inference-protocol (specification/protocol/inference_rest.md)
+https://github.com/kserve/open-inference-protocol (specification/protocol/inference_rest.md) with
+the binary tensor data extension of the Triton server (docs/protocol/extension_binary_data.md): the
+JSON part comes first, its length in a header of its own, then the tensors' bytes, little-endian.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,26 +18,33 @@ from edgekit.contracts import codec
 from edgekit.contracts.contract import Contract, InputSpec, OutputSpec
 from edgekit.contracts.errors import BadInputError
 from edgekit_runtime import guard
-from edgekit_runtime.errors import GuardError
+from edgekit_runtime.guard import Flags
 from edgekit_runtime.ports import Array
-from edgekit_runtime.session import Result
 
 REQUEST_ID_MAX = 256
+ALL_JSON = -1  # length of the JSON part of a body without binary tensors
+BINARY_EXTENSION = "binary_tensor_data"
+EXTENSIONS = (BINARY_EXTENSION, "edgekit_contract", "edgekit_feedback")
+# Whether a request id was counted before is known only when its answer is rendered: a place of
+# fixed width is left for it at a fixed position.
+_COUNTED = b'{"parameters":{"counted":true '
+_REPEATED = b'{"parameters":{"counted":false'
 _DTYPES = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64",
     "INT8": "int8", "INT16": "int16", "INT32": "int32", "INT64": "int64",
     "FP16": "float16", "FP32": "float32", "FP64": "float64",
 }  # fmt: skip
+_DIMS_MAX = 32  # of numpy before version 2
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class Tensor(msgspec.Struct, frozen=True, kw_only=True):
-    """A request's input."""
+    """A request's input: ``data``, or ``binary_data_size`` bytes after the JSON part."""
 
     name: str
     shape: tuple[int, ...]
     datatype: str
-    data: list[Any]
+    data: list[Any] | None = None
     parameters: dict[str, Any] = {}
 
 
@@ -62,34 +71,83 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True):
     label: int | str
 
 
-def parse_infer(raw: bytes, bytes_max: int) -> tuple[InferRequest, dict[str, Array]]:
+class Label(NamedTuple):
+    """What an answer says about who answered."""
+
+    model: str
+    version: str
+    slot: str
+
+
+def parse_infer(
+    raw: bytes, bytes_max: int, json_length: int = ALL_JSON
+) -> tuple[InferRequest, dict[str, Array]]:
     """The request in ``raw`` and its input arrays.
+
+    Args:
+        raw: the body.
+        bytes_max: a longer body is refused.
+        json_length: how much of it is JSON; the tensors' bytes follow.
 
     Raises:
         BadInputError: not a request of this protocol; names the tensor.
     """
+    binary = memoryview(b"")
+    if json_length != ALL_JSON:
+        if not 0 < json_length <= len(raw):
+            raise BadInputError(f"request: JSON part of {json_length} in {len(raw)} bytes")
+        binary, raw = memoryview(raw)[json_length:], raw[:json_length]
     request = codec.decode(InferRequest, raw, what="request", bytes_max=bytes_max)
     if request.id is not None and not 0 < len(request.id) <= REQUEST_ID_MAX:
         raise BadInputError(f"request: id must have 1-{REQUEST_ID_MAX} characters")
     arrays: dict[str, Array] = {}
+    start = 0
     for tensor in request.inputs:
         if tensor.name in arrays:
             raise BadInputError(f"input {tensor.name!r}: sent twice")
-        arrays[tensor.name] = _array(tensor)
+        size = tensor.parameters.get("binary_data_size")
+        if size is None:
+            arrays[tensor.name] = _from_json(tensor)
+            continue
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(binary):
+            raise BadInputError(f"input {tensor.name!r}: binary_data_size {str(size)[:40]}")
+        arrays[tensor.name] = _from_bytes(tensor, binary[start : start + size])
+        start += size
+    if start != len(binary):
+        raise BadInputError(f"request: {len(binary)} bytes of tensors, {start} announced")
     return request, arrays
 
 
-def _array(tensor: Tensor) -> Array:
+def _wanted(tensor: Tensor) -> tuple[str, np.dtype[Any]]:
     what = f"input {tensor.name!r}"
     dtype = _DTYPES.get(tensor.datatype)
     if dtype is None:
         known = ", ".join(_DTYPES)
-        raise BadInputError(f"{what}: datatype {tensor.datatype!r} is not one of {known}")
-    if any(dim < 0 for dim in tensor.shape):
-        raise BadInputError(f"{what}: shape {list(tensor.shape)}")
+        raise BadInputError(f"{what}: datatype {tensor.datatype[:40]!r} is not one of {known}")
+    if any(dim < 0 for dim in tensor.shape) or len(tensor.shape) > _DIMS_MAX:
+        raise BadInputError(f"{what}: shape {list(tensor.shape)[:_DIMS_MAX]}")
+    return what, np.dtype(dtype)
+
+
+def _from_bytes(tensor: Tensor, data: memoryview) -> Array:
+    what, wanted = _wanted(tensor)
+    if tensor.data is not None:
+        raise BadInputError(f"{what}: both data and binary_data_size")
+    size = math.prod(tensor.shape) * wanted.itemsize
+    if size != len(data):
+        raise BadInputError(f"{what}: {len(data)} bytes for shape {list(tensor.shape)}")
+    if wanted.kind == "b" and len(data) and int(np.frombuffer(data, np.uint8).max()) > 1:
+        raise BadInputError(f"{what}: data holds values that are not BOOL")
+    result: Array = np.frombuffer(data, wanted.newbyteorder("<")).reshape(tensor.shape)
+    return result
+
+
+def _from_json(tensor: Tensor) -> Array:
+    what, wanted = _wanted(tensor)
+    if tensor.data is None:
+        raise BadInputError(f"{what}: has neither data nor binary_data_size")
     try:
         given = np.asarray(tensor.data)
-        wanted = np.dtype(dtype)
         fits = given.size == 0 or given.dtype.kind in _FROM[wanted.kind]
         array = given.astype(wanted) if fits else None
     except (ValueError, TypeError, OverflowError) as exc:
@@ -106,42 +164,68 @@ def _array(tensor: Tensor) -> Array:
 _FROM = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}
 
 
-def answer(model: str, result: Result, request: InferRequest) -> bytes:
-    """Body of the answer.
+def answer(
+    label: Label, outputs: Mapping[str, Array], flags: int, request: InferRequest
+) -> tuple[int, bytes]:
+    """Length of the JSON part (`ALL_JSON` without binary tensors) and the body of the answer.
 
     Raises:
-        GuardError: an output was asked for that the model does not have.
+        BadInputError: an output was asked for that the model does not have.
     """
-    wanted = [output.name for output in request.outputs] or list(result.outputs)
+    binary = request.parameters.get("binary_data_output") is True
+    wanted = {
+        output.name: output.parameters.get("binary_data", binary) is True
+        for output in request.outputs
+    } or dict.fromkeys(outputs, binary)
     for name in wanted:
-        if name not in result.outputs:
-            raise GuardError(f"output {name!r}: the model has {', '.join(result.outputs)}")
+        if name not in outputs:
+            raise BadInputError(
+                f"output {name[:80]!r} is not one of the model's: {', '.join(outputs)}"
+            )
+    tensors: list[dict[str, Any]] = []
+    chunks: list[bytes] = []
+    for name, as_bytes in wanted.items():
+        tensors.append(_tensor(name, outputs[name], chunks if as_bytes else None))
+    parameters = {"slot": label.slot, "flags": guard.names(Flags(flags))}
     body = {
-        "model_name": model,
-        "model_version": result.version,
-        "parameters": {
-            "slot": result.slot,
-            "flags": guard.names(result.flags),
-            "counted": result.counted,
-        },
-        "outputs": [_tensor(name, result.outputs[name]) for name in wanted],
+        "parameters": {"counted": msgspec.Raw(b"true "), **parameters},
+        "model_name": label.model,
+        "model_version": label.version,
+        "outputs": tensors,
     }
-    if result.request_id is not None:
-        body["id"] = result.request_id
-    return msgspec.json.encode(body)
+    if request.id is not None:
+        body["id"] = request.id
+    raw = msgspec.json.encode(body)
+    return (len(raw) if chunks else ALL_JSON), b"".join([raw, *chunks])
 
 
-def _tensor(name: str, values: Array) -> dict[str, Any]:
-    return {
+def repeated(body: bytes) -> bytes:
+    """``body`` of an `answer`, saying that its request id was counted before. Same length."""
+    assert body.startswith(_COUNTED)
+    return _REPEATED + body[len(_COUNTED) :]
+
+
+def error(message: str) -> bytes:
+    """Body of every refusal."""
+    return msgspec.json.encode({"error": message})
+
+
+def _tensor(name: str, values: Array, chunks: list[bytes] | None) -> dict[str, Any]:
+    found: dict[str, Any] = {
         "name": name,
         "shape": list(values.shape),
         "datatype": _NAMES.get(str(values.dtype), "FP32"),
-        "data": values.ravel().tolist(),
     }
+    if chunks is None:
+        found["data"] = values.ravel().tolist()
+    else:
+        chunks.append(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
+        found["parameters"] = {"binary_data_size": len(chunks[-1])}
+    return found
 
 
-def metadata(model: str, versions: tuple[str, ...], platform: str, contract: Contract) -> bytes:
-    """Body of ``GET /v2/models/{name}``."""
+def metadata(label: Label, platform: str, contract: Contract) -> bytes:
+    """Body of ``GET /v2/models/{name}``; the contract is our declared extension."""
 
     def tensor(spec: InputSpec | OutputSpec) -> Mapping[str, Any]:
         shape = [dim if isinstance(dim, int) else -1 for dim in spec.shape]
@@ -149,10 +233,12 @@ def metadata(model: str, versions: tuple[str, ...], platform: str, contract: Con
 
     return msgspec.json.encode(
         {
-            "name": model,
-            "versions": list(versions),
+            "name": label.model,
+            "versions": [label.version],
             "platform": platform,
             "inputs": [tensor(spec) for spec in contract.inputs],
             "outputs": [tensor(spec) for spec in contract.outputs],
+            "edgekit_contract": contract,
+            "edgekit_slot": label.slot,
         }
     )

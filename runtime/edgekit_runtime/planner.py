@@ -16,6 +16,7 @@ from edgekit.contracts.states import SlotState
 from edgekit_runtime import steps
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
 from edgekit_runtime.steps import Step
+from edgekit_runtime.supervision import CRASH_WINDOW_S, CRASHES_MAX, Ending, EndKind
 
 PREPARING = frozenset(
     {
@@ -39,6 +40,15 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """The process that held a model ended, since this agent started."""
+
+    ending: Ending  # the newest
+    count: int = 1  # lately
+    waits: bool = False  # the next start is not due
+
+
+@dataclass(frozen=True)
 class Facts:
     """What is, outside the record."""
 
@@ -48,6 +58,7 @@ class Facts:
     busy: bool = False  # a slow step is running
     fetch_waits: frozenset[str] = frozenset()  # models whose next download attempt is not due
     trials: Mapping[str, Trial] = field(default_factory=dict)
+    ends: Mapping[str, Ended] = field(default_factory=dict)  # models whose worker ended
     clean_start: bool = False  # the process before this one stopped in order
 
 
@@ -144,9 +155,28 @@ def _advance(name: str, model: ModelRecord, facts: Facts) -> list[Step]:
 def _serve_again(name: str, model: ModelRecord, facts: Facts) -> list[Step]:
     if facts.busy:
         return []
-    if not model.confirmed and model.tries <= 0:
-        return [steps.Revert(name, "crash loop: every try to run it was spent")]
-    return [steps.Load(name, spend_try=not model.confirmed and not facts.clean_start)]
+    ended = facts.ends.get(name)
+    reason = _unfit_to_run(model, ended)
+    if reason:
+        return [steps.Revert(name, reason)]
+    if ended is not None and ended.waits:
+        return []
+    first = ended is None and facts.clean_start  # nothing has gone wrong so far
+    return [steps.Load(name, spend_try=not model.confirmed and not first)]
+
+
+def _unfit_to_run(model: ModelRecord, ended: Ended | None) -> str:
+    """Why what ended must not be started again; empty when it may be."""
+    why = ended.ending.reason if ended is not None else ""
+    if not model.confirmed:
+        if ended is not None and ended.ending.kind is not EndKind.CRASH:
+            return why  # a hang or a leak is the bundle's own; a crash may be anyone's, once
+        if model.tries <= 0:
+            last = f", at last {why}" if why else ""
+            return f"crash loop: every try to run it was spent{last}"
+    elif ended is not None and ended.count >= CRASHES_MAX and model.fallback is not None:
+        return f"crash loop: {ended.count} times within {CRASH_WINDOW_S:.0f} s, at last {why}"
+    return ""
 
 
 def _prepare(name: str, model: ModelRecord, candidate: SlotRef, facts: Facts) -> list[Step]:

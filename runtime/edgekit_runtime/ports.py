@@ -12,7 +12,10 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from edgekit.contracts.messages import ClockQuality
+from edgekit.contracts.bundle import BundleManifest
+from edgekit.contracts.contract import Contract
+from edgekit.contracts.messages import ClockQuality, Policy, SlotRef
+from edgekit_runtime.supervision import Ending
 
 Array = npt.NDArray[Any]
 
@@ -35,6 +38,39 @@ class Engine(Protocol):
 
     def load(self, path: Path, *, threads: int = 1) -> LoadedModel:
         """Load a model file. Raises `BadInputError`."""
+
+
+class Loaded(Protocol):
+    """A bundle in memory: in this process, or in a worker's."""
+
+    @property
+    def manifest(self) -> BundleManifest:
+        """What it is."""
+
+    @property
+    def contract(self) -> Contract:
+        """What it takes and answers."""
+
+    @property
+    def failure(self) -> Ending | None:
+        """Why it no longer answers; None while it does."""
+
+    def close(self) -> None:
+        """Unload, once what was asked is answered."""
+
+
+class Host(Protocol):
+    """Where bundles are loaded. Loading is slow and may run on any thread."""
+
+    def load(self, model: str, ref: SlotRef, policy: Policy, *, tested: bool) -> Loaded:
+        """Load a bundle; ``tested``: only when it reproduces its golden set.
+
+        Raises:
+            UnsuitableError: it does not, or it cannot run here.
+            WorkerEndedError: its process ended, or took too long.
+            BadInputError: a blob is missing or altered.
+            ResourceError: no memory or no process for it.
+        """
 
 
 class Clock(Protocol):

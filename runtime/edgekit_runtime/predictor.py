@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from edgekit import preprocess
-from edgekit.contracts.contract import Contract, OutputSpec, Task
+from edgekit.contracts.bundle import BundleManifest
+from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.verdict import Verdict
 from edgekit.stats import compare
-from edgekit_runtime import bundles, engines, guard
+from edgekit_runtime import bundles, contract_facts, engines, guard
 from edgekit_runtime.bundles import Bundle, GoldenSet
 from edgekit_runtime.guard import Flags
 from edgekit_runtime.ports import Array, Engine, LoadedModel
@@ -30,6 +32,22 @@ class Predictor:
     bundle: Bundle
     engine: Engine
     model: LoadedModel
+    failure: None = None  # a model in this process lives as long as the process
+
+    @property
+    def manifest(self) -> BundleManifest:
+        """The bundle's manifest."""
+        return self.bundle.manifest
+
+    @cached_property
+    def scored(self) -> str | None:
+        """Output whose class and confidence are counted; None when none classifies."""
+        if contract_facts.class_count(self.contract) == 0:
+            return None
+        return contract_facts.scored_output(self.contract).name
+
+    def close(self) -> None:
+        """Nothing to end: memory goes with the last reference."""
 
     @property
     def contract(self) -> Contract:
@@ -46,13 +64,11 @@ class Predictor:
         flags = guard.check(self.contract, arrays)
         if flags & Flags.CLAMP:
             arrays = guard.mend(self.contract, arrays)
-        feed = {
-            spec.name: preprocess.apply(spec.preprocess, arrays[spec.name])
-            for spec in self.contract.inputs
-        }
-        outputs = self.model.run(feed)
+        outputs = self.model.run(self._prepared(arrays))
         for values in outputs.values():
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
+            if values.dtype.kind == "f" and not np.logical_and.reduce(
+                np.isfinite(values), axis=None
+            ):
                 flags |= Flags.OUTPUT_NAN
         return outputs, flags
 
@@ -82,6 +98,27 @@ class Predictor:
         }
         feed, _ = next(self._feeds(rows))
         return feed
+
+    def canary(self) -> dict[str, Array]:
+        """An input that shows whether the model still computes: golden, else as the contract asks.
+
+        Raises:
+            BadInputError: the golden set does not fit the contract.
+        """
+        if self.bundle.golden is not None:
+            return self._prepared(self.single(self.bundle.golden.inputs, 0))
+        arrays: dict[str, Array] = {}
+        for spec in self.contract.inputs:
+            shape = [dim if isinstance(dim, int) else 1 for dim in spec.shape]
+            low, high = spec.range or (0.0, 0.0)
+            arrays[spec.name] = np.full(shape, (low + high) / 2, dtype=spec.dtype)
+        return self._prepared(arrays)
+
+    def _prepared(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        return {
+            spec.name: preprocess.apply(spec.preprocess, arrays[spec.name])
+            for spec in self.contract.inputs
+        }
 
     def replay_golden(self, golden: GoldenSet) -> Verdict:
         """Verdict of the golden set. Raises like `predict_samples`."""
@@ -138,14 +175,6 @@ def load(bundle: Bundle, *, threads: int = 1, engine: Engine | None = None) -> P
             f"{min(missing)!r}"
         )
     return Predictor(bundle, engine, model)
-
-
-def scored_output(contract: Contract) -> OutputSpec:
-    """The output that metrics and probes look at: the first classification, else the first."""
-    for spec in contract.outputs:
-        if spec.task is Task.CLASSIFICATION:
-            return spec
-    return contract.outputs[0]
 
 
 def _pick(arrays: Mapping[str, Array], name: str) -> Array:

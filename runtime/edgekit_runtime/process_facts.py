@@ -16,6 +16,16 @@ def rss_bytes(pid: int | None = None) -> int | None:
         return None
 
 
+def data_bytes() -> int | None:
+    """Private writable memory of this process: what RLIMIT_DATA counts."""
+    try:
+        text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        line = next(line for line in text.splitlines() if line.startswith("VmData:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
+
+
 def age_s() -> float | None:
     """Seconds since this process was started by the kernel."""
     try:

@@ -69,7 +69,7 @@ def detect(configured: Sequence[str] | None, labels: Mapping[str, str]) -> Devic
         targets=choose(configured, arch, isa, machine_facts.board()),
         arch=arch,
         isa=tuple(flag for flag in isa if flag in _REPORTED),
-        engines={name: engines.create(name).version for name in engines.ENGINES},
+        engines=engines.versions(),
         agent_version=__version__,
         labels=dict(labels),
     )

@@ -9,15 +9,23 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
+from typing import Any, cast
 
 import uvicorn
 
 from edgekit.contracts.errors import EdgekitError, UnavailableError, translate_os_errors
-from edgekit_runtime.agent import Agent
-from edgekit_runtime.config import AgentConfig
-from edgekit_runtime.serve import InferenceApp
+from edgekit_runtime import http_protocol, notify
+from edgekit_runtime.config import AgentConfig, ServeSection
+from edgekit_runtime.http_protocol import BoundedProtocol
+from edgekit_runtime.notify import Notifier
+from edgekit_runtime.wiring import Built
+from edgekit_runtime.worker_model import WorkerModel
 
 BACKLOG = 128
+KEEP_ALIVE_S = 75  # longer than the clients' own, so that they close and never lose a request
+WATCH_S = 0.1  # between looks at workers and clients
+STEP_S_MAX = 60.0  # of the control thread; its disk may be slow, but not for ever
 GRACE_S = 10  # running requests get this long after a stop
 LOOPBACK = "127.0.0.1"  # there is no authentication: never another address
 
@@ -48,7 +56,9 @@ def bind(config: AgentConfig) -> list[socket.socket]:
 
 
 def _bind_loopback(port: int) -> socket.socket:
-    tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # Named in full: asyncio switches Nagle's algorithm off only for sockets that say TCP, and with
+    # it an answer waits 40 ms for the client's delayed acknowledgement.
+    tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         tcp.bind((LOOPBACK, port))
@@ -73,11 +83,11 @@ def _bind_unix(path: Path) -> socket.socket:
     return unix
 
 
-async def serve(agent: Agent, app: InferenceApp, sockets: list[socket.socket]) -> None:
+async def serve(built: Built, section: ServeSection, sockets: list[socket.socket]) -> None:
     """Serve until SIGTERM, SIGINT or the end of the control thread."""
     config = uvicorn.Config(
-        app,
-        http="httptools",
+        built.app,
+        http=cast("Any", http_protocol.factory(section.connections_max)),
         loop="asyncio",
         ws="none",
         lifespan="off",
@@ -85,6 +95,8 @@ async def serve(agent: Agent, app: InferenceApp, sockets: list[socket.socket]) -
         log_config=None,
         server_header=False,
         date_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
     server = _Server(config)
@@ -95,10 +107,44 @@ async def serve(agent: Agent, app: InferenceApp, sockets: list[socket.socket]) -
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    agent.on_end = lambda: loop.call_soon_threadsafe(stop)
-    agent.start()
+    built.agent.on_end = lambda: loop.call_soon_threadsafe(stop)
+    built.agent.start()
+    watch = loop.create_task(_watch(built, server, section.client_s_max))
     try:
         await server.serve(sockets=sockets)
     finally:
-        app.close()
-        await asyncio.to_thread(agent.stop)
+        watch.cancel()
+        await asyncio.to_thread(built.agent.stop)
+        built.host.close()
+
+
+async def _watch(built: Built, server: uvicorn.Server, client_s_max: float) -> None:
+    """Looks after workers and clients, and tells the service manager that somebody does."""
+    notifier = Notifier(os.environ)
+    notifier.send(notify.READY)
+    told_at = monotonic()
+    try:
+        while not server.should_exit:
+            now = monotonic()
+            workers = _workers(built)
+            for worker in workers:
+                worker.check()
+            for connection in list(server.server_state.connections):
+                if isinstance(connection, BoundedProtocol):
+                    connection.sweep(now, client_s_max)
+            built.host.reap()
+            alive = now - built.agent.stepped_at < STEP_S_MAX and all(
+                worker.proven(now) for worker in workers
+            )
+            if notifier.interval_s is not None and now - told_at >= notifier.interval_s and alive:
+                told_at = now
+                notifier.send(notify.WATCHDOG)
+            await asyncio.sleep(WATCH_S)
+    finally:
+        notifier.send(notify.STOPPING)
+        notifier.close()
+
+
+def _workers(built: Built) -> list[WorkerModel]:
+    lives = [serving.live for serving in built.servings().values()]
+    return [live.loaded for live in lives if live and isinstance(live.loaded, WorkerModel)]

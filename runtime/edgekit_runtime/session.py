@@ -1,6 +1,7 @@
-"""`Session`: inference with one model, counted before it returns, switched without a gap.
+"""Inference in this process: run a `Predictor`, see what is to be counted, count it.
 
-A switch is one assignment; a call that began before it finishes on the bundle it began with.
+Workers use `observe` and leave the counting to the agent; a process that hosts the model itself
+uses `infer`, which counts before it returns.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgekit.contracts.messages import SlotRef
-from edgekit.stats.metrics import top_class
+from edgekit.contracts.errors import EdgekitError
+from edgekit.stats.metrics import top_of_row
 from edgekit_runtime.errors import EngineError, GuardError, NotServingError
 from edgekit_runtime.guard import Flags
-from edgekit_runtime.journal import Journal
-from edgekit_runtime.monitors.windows import class_count
-from edgekit_runtime.ports import Array, Clock
-from edgekit_runtime.predictor import Predictor, scored_output
-from edgekit_runtime.region import Kind, Region
+from edgekit_runtime.journal import hash_id
+from edgekit_runtime.ports import Array
+from edgekit_runtime.predictor import Predictor
+from edgekit_runtime.region import Kind
+from edgekit_runtime.serving import Observation, Serving
 
 
 @dataclass(frozen=True)
@@ -33,110 +34,64 @@ class Result:
     counted: bool  # False: this request id was counted before
 
 
-@dataclass(frozen=True)
-class Live:
-    """A loaded bundle, where it is counted, and what it is called."""
+def observe(
+    predictor: Predictor, arrays: Mapping[str, Array], request: int
+) -> tuple[Observation, dict[str, Array] | EdgekitError]:
+    """Run once; what to count, and the outputs or the failure (an input refused, an engine error).
 
-    predictor: Predictor
-    region: Region
-    ref: SlotRef
-    slot: str
-    classes: int
+    Args:
+        predictor: the loaded bundle.
+        arrays: inputs by name, as the contract declares them.
+        request: hash of the request id, 0 when there is none.
+    """
+    begun = time.perf_counter_ns()
+    try:
+        outputs, flags = predictor.predict(arrays)
+    except GuardError as exc:
+        return Observation(Kind.REJECTED), exc  # not an inference: its id stays free
+    except EngineError as exc:
+        return Observation(Kind.ERROR, request), exc
+    latency_us = (time.perf_counter_ns() - begun) / 1e3
+    cls, confidence = _probe(predictor, outputs)
+    seen = Observation(Kind.PREDICTION, request, latency_us, cls, confidence, int(flags))
+    return seen, outputs
 
 
-class Session:
-    """One model's serving side. Thread-safe."""
+def infer(
+    serving: Serving, arrays: Mapping[str, Array], *, request_id: str | None = None
+) -> Result:
+    """Run the model of ``serving`` once, in this process, and count it.
 
-    def __init__(self, model: str, journal: Journal, clock: Clock) -> None:
-        self.model = model
-        self.journal = journal
-        self._clock = clock
-        self._live: Live | None = None
+    Args:
+        serving: holds a `Predictor`.
+        arrays: inputs by name, as the contract declares them.
+        request_id: counted once, however often it is sent.
 
-    @classmethod
-    def open(
-        cls,
-        model: str,
-        journal: Journal,
-        clock: Clock,
-        *,
-        predictor: Predictor,
-        region: Region,
-        ref: SlotRef,
-        slot: str,
-    ) -> Session:
-        """A session that serves ``predictor`` from the start."""
-        session = cls(model, journal, clock)
-        session.switch(predictor, region, ref, slot)
-        return session
-
-    @property
-    def live(self) -> Live | None:
-        """What serves now."""
-        return self._live
-
-    def switch(self, predictor: Predictor, region: Region, ref: SlotRef, slot: str) -> None:
-        """Serve ``predictor`` from the next call on."""
-        self._live = Live(predictor, region, ref, slot, class_count(predictor.contract))
-
-    def stop(self) -> None:
-        """Serve nothing."""
-        self._live = None
-
-    def infer(self, arrays: Mapping[str, Array], *, request_id: str | None = None) -> Result:
-        """Run the model once and count it.
-
-        Args:
-            arrays: inputs by name, as the contract declares them.
-            request_id: counted once, however often it is sent.
-
-        Raises:
-            NotServingError: no bundle is loaded.
-            GuardError: an input breaks the contract (counted as a violation).
-            EngineError: the engine failed (counted as an error).
-        """
-        live = self._live
-        if live is None:
-            raise NotServingError(
-                f"model {self.model!r} is not serving", hint="see `edgekit-agent status`"
-            )
-        now = self._clock.wall()
-        begun = time.perf_counter_ns()
-        try:
-            outputs, flags = live.predictor.predict(arrays)
-        except GuardError:
-            self.journal.record(live.region, Kind.REJECTED, None, time=now)
-            raise
-        except EngineError:
-            self.journal.record(live.region, Kind.ERROR, request_id, time=now)
-            raise
-        latency_us = (time.perf_counter_ns() - begun) / 1e3
-        cls, confidence = _probe(live, outputs)
-        counted = self.journal.record(
-            live.region,
-            Kind.PREDICTION,
-            request_id,
-            time=now,
-            latency_us=latency_us,
-            cls=cls,
-            confidence=confidence,
-            flags=int(flags),
+    Raises:
+        NotServingError: no bundle is loaded in this process.
+        GuardError: an input breaks the contract (counted as a violation).
+        EngineError: the engine failed (counted as an error).
+    """
+    live = serving.live
+    if live is None or not isinstance(live.loaded, Predictor):
+        raise NotServingError(
+            f"model {serving.model!r} is not loaded here", hint="see `edgekit-agent status`"
         )
-        return Result(outputs, live.ref.version, live.slot, flags, request_id, counted)
+    seen, answer = observe(live.loaded, arrays, hash_id(request_id))
+    counted = serving.count(live, seen)
+    if isinstance(answer, EdgekitError):
+        raise answer
+    return Result(answer, live.ref.version, live.slot, Flags(seen.flags), request_id, counted)
 
 
-def _probe(live: Live, outputs: Mapping[str, Array]) -> tuple[int, float]:
+def _probe(predictor: Predictor, outputs: Mapping[str, Array]) -> tuple[int, float]:
     """Class and confidence of the first sample; (-1, NaN) when the model does not classify.
 
     One record stands for one request: of a batch, its first row is looked at.
     """
-    if live.classes == 0:
+    if predictor.scored is None:
         return -1, math.nan
-    scores = outputs[scored_output(live.predictor.contract).name]
+    scores = outputs[predictor.scored]
     if scores.ndim == 0 or scores.size == 0:
         return -1, math.nan
-    row = scores.reshape(-1, scores.shape[-1])[0]
-    if row.dtype.kind == "f" and not all(map(math.isfinite, row.tolist())):
-        return -1, math.nan
-    best, confidence = top_class(row)
-    return int(best), float(confidence)
+    return top_of_row(scores.reshape(-1, scores.shape[-1])[0])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.contracts.messages import DeviceProfile
@@ -12,18 +14,34 @@ from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.config import AgentConfig
 from edgekit_runtime.counting import Counting
 from edgekit_runtime.deployer import Deployer
+from edgekit_runtime.deployment import NAME as RECORD
 from edgekit_runtime.deployment import Environment
 from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.download import HttpFetcher
 from edgekit_runtime.link import MqttLink
 from edgekit_runtime.ports import Fetcher
-from edgekit_runtime.serve import InferenceApp
+from edgekit_runtime.record import DeploymentRecord
+from edgekit_runtime.serve import InferenceApp, Limits
+from edgekit_runtime.serving import Serving
 from edgekit_runtime.spool import Spool, SpoolLimits
 from edgekit_runtime.store import BlobStore
+from edgekit_runtime.twocopy import TwoCopy
 from edgekit_runtime.uplink import Uplink
 from edgekit_runtime.verifier import DigestVerifier
+from edgekit_runtime.workers import WorkerHost
 
 FIRST_INFERENCE = "first_inference_s"
+BODIES_MAX = 4  # largest bodies held at once; small ones by the thousand
+
+
+@dataclass(frozen=True)
+class Built:
+    """The parts of the process that runs."""
+
+    agent: Agent
+    app: InferenceApp
+    host: WorkerHost
+    servings: Callable[[], Mapping[str, Serving]]
 
 
 def detect_profile(config: AgentConfig) -> DeviceProfile:
@@ -31,8 +49,8 @@ def detect_profile(config: AgentConfig) -> DeviceProfile:
     return profile.detect(config.device.targets, config.device.labels)
 
 
-def build(config: AgentConfig) -> tuple[Agent, InferenceApp]:
-    """The agent and the application it serves; the state folder must be locked by the caller.
+def build(config: AgentConfig) -> Built:
+    """The agent and what it serves; the state folder must be locked by the caller.
 
     Raises:
         EdgekitError: the state folder or the configuration cannot be used.
@@ -40,6 +58,7 @@ def build(config: AgentConfig) -> tuple[Agent, InferenceApp]:
     state = config.device.state_dir
     disk, clock, verifier = PosixDisk(), SystemClock(), DigestVerifier()
     described = detect_profile(config)
+    host = _host(config, disk)  # first of all: its processes start while we read
     wake = threading.Event()
     limits = SpoolLimits(bytes_max=config.spool.bytes_max)
     spool = Spool.open(disk, state / "spool", clock, limits)
@@ -52,7 +71,7 @@ def build(config: AgentConfig) -> tuple[Agent, InferenceApp]:
             counting=counting,
             state_dir=state,
             targets=described.targets,
-            threads=config.serve.threads,
+            host=host,
             fetcher=_fetcher,
             emit=lambda record: agent.emit(spool, record),
             wake=wake.set,
@@ -75,13 +94,25 @@ def build(config: AgentConfig) -> tuple[Agent, InferenceApp]:
         disk.replace(state / FIRST_INFERENCE, f"{seconds:.3f}\n".encode())
 
     built = Agent(parts, on_first_inference=save_first)
-    app = InferenceApp(
-        lambda: deployer.sessions,
-        clock,
-        body_bytes_max=config.serve.body_bytes_max,
-        on_answer=built.answered,
+    serve = config.serve
+    limits_http = Limits(
+        body_bytes_max=serve.body_bytes_max,
+        requests_max=serve.requests_max,
+        bodies_bytes_max=serve.body_bytes_max * BODIES_MAX,
     )
-    return built, app
+    app = InferenceApp(lambda: deployer.servings, clock, limits_http, on_answer=built.answered)
+    return Built(built, app, host, lambda: deployer.servings)
+
+
+def _host(config: AgentConfig, disk: PosixDisk) -> WorkerHost:
+    state = config.device.state_dir
+    host = WorkerHost(
+        state, threads=config.serve.threads, body_bytes_max=config.serve.body_bytes_max
+    )
+    record = TwoCopy(disk, state, RECORD, DeploymentRecord).peek().value
+    if record is not None and any(model.active for model in record.models.values()):
+        host.prepare()  # the engine's library loads while the agent reads its spool
+    return host
 
 
 def prepare_state(state: Path) -> None:

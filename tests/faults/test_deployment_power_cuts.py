@@ -7,12 +7,14 @@ import pytest
 from agentkit import layouts
 from agentkit.disks import FaultyDisk, PowerCut
 from agentkit.fetchers import LocalFetcher
+from agentkit.hosts import LocalHost
 
 from edgekit.contracts import digest
 from edgekit.contracts.errors import EdgekitError
 from edgekit.contracts.messages import Deployment, Desired, Policy, VariantRef
 from edgekit.contracts.states import DeviceState, SlotState
 from edgekit_runtime import deployer as module
+from edgekit_runtime import session
 from edgekit_runtime.agent import emit
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.counting import Counting
@@ -69,7 +71,7 @@ class Device:
                 counting=self.counting,
                 state_dir=root,
                 targets=("x86-64-v3",),
-                threads=1,
+                host=LocalHost(root),
                 fetcher=lambda _url: LocalFetcher(layout),
                 emit=lambda record: emit(self.spool, record),
                 wake=lambda: None,
@@ -94,8 +96,12 @@ class Device:
 
     def infer(self, count: int) -> None:
         for _ in range(count):
-            self.deployer.sessions["meter"].infer({"x": np.zeros((1, 4), np.float32)})
+            session.infer(self.serving, {"x": np.zeros((1, 4), np.float32)})
         self.settle()
+
+    @property
+    def serving(self):
+        return self.deployer.servings["meter"]
 
     @property
     def model(self):
@@ -209,10 +215,9 @@ def test_nan_outputs_on_trial_revert(tmp_path, layout):
     device.deploy(1, good, "v1")
     device.infer(3)
     device.deploy(2, bad, "v2")
-    session = device.deployer.sessions["meter"]
     huge = np.full((1, 4), 3e38, np.float32)  # legal float32 that overflows inside the model
     for _ in range(3):
-        session.infer({"x": huge})
+        session.infer(device.serving, {"x": huge})
     device.settle()
     assert device.model.state is SlotState.ROLLED_BACK
     assert "NaN rate" in device.model.failed[bad].reason

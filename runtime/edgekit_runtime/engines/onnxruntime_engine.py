@@ -52,7 +52,7 @@ class OnnxRuntimeEngine:
 
 class _OnnxModel:
     def __init__(self, session: Any) -> None:
-        self._session = session
+        self.session = session
         self.input_names = tuple(entry.name for entry in session.get_inputs())
         self.output_names = tuple(entry.name for entry in session.get_outputs())
 
@@ -63,7 +63,7 @@ class _OnnxModel:
             EngineError: the engine refused or failed.
         """
         try:
-            values = self._session.run(self.output_names, dict(inputs))
+            values = self.session.run(self.output_names, dict(inputs))
         except Exception as exc:  # see load: no common base class
             raise EngineError(f"onnxruntime: {_first_line(exc)}") from exc
         return dict(zip(self.output_names, values, strict=True))

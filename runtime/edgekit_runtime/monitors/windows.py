@@ -5,25 +5,16 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.contracts.contract import Contract, Task
+from edgekit.contracts.contract import Contract
 from edgekit.contracts.messages import ClockQuality, SlotRef, Window
 from edgekit.stats import histogram
 from edgekit.stats.bins import CONFIDENCE_BINS
+from edgekit_runtime.contract_facts import class_count
 from edgekit_runtime.guard import Flags
-from edgekit_runtime.predictor import scored_output
 from edgekit_runtime.region import CORRECT, Kind, Labels
 
 OVERFLOW_SUFFIX = "-overflow"  # identity of inferences counted while a ring was full
 _VIOLATION = int(Flags.INPUT_NAN | Flags.INPUT_RANGE)
-
-
-def class_count(contract: Contract) -> int:
-    """Number of classes of the scored output; 0 when it does not classify."""
-    spec = scored_output(contract)
-    if spec.task is not Task.CLASSIFICATION:
-        return 0
-    last = spec.shape[-1] if spec.shape else 0
-    return len(spec.labels) or (last if isinstance(last, int) else 0)
 
 
 def labels_for(model: str, ref: SlotRef, slot: str, contract: Contract) -> Labels:

@@ -167,3 +167,11 @@ def test_every_error_has_its_documented_exit_code():
         "BugError": 70,
     }
     assert expected.items() <= codes.items()
+
+
+@pytest.mark.parametrize("raw", [b'{"a\x80":1}', b'"\xe2\x28"', b"[" * 100_000, b'{"x":' * 9999])
+def test_broken_utf8_and_deep_nesting_are_bad_input(raw):
+    from typing import Any
+
+    with pytest.raises(BadInputError):
+        codec.decode(Any, raw, what="message")

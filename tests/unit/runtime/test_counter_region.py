@@ -13,7 +13,7 @@ from edgekit.contracts.errors import BadInputError, ResourceError
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.counting import Counting, peek_totals
 from edgekit_runtime.disk import PosixDisk
-from edgekit_runtime.journal import Journal
+from edgekit_runtime.journal import Journal, hash_id
 from edgekit_runtime.region import CAPACITY, FILE_BYTES, Kind, Labels, Region
 from edgekit_runtime.spool import Spool
 
@@ -107,14 +107,14 @@ def test_journal_counts_a_request_id_once_also_across_regions_and_restarts(tmp_p
     journal = Journal()
     journal.add(first)
     journal.add(second)
-    assert journal.record(first, Kind.PREDICTION, "x", time=1.0, cls=2)
-    assert not journal.record(first, Kind.PREDICTION, "x", time=1.0, cls=2)
-    assert not journal.record(second, Kind.PREDICTION, "x", time=1.0, cls=2)
-    assert journal.record(second, Kind.PREDICTION, None, time=1.0)
-    assert journal.record(second, Kind.PREDICTION, None, time=1.0)
+    assert journal.record(first, Kind.PREDICTION, hash_id("x"), time=1.0, cls=2)
+    assert not journal.record(first, Kind.PREDICTION, hash_id("x"), time=1.0, cls=2)
+    assert not journal.record(second, Kind.PREDICTION, hash_id("x"), time=1.0, cls=2)
+    assert journal.record(second, Kind.PREDICTION, 0, time=1.0)
+    assert journal.record(second, Kind.PREDICTION, 0, time=1.0)
     again = Journal()
     again.add(first)
-    assert not again.record(first, Kind.PREDICTION, "x", time=1.0)
+    assert not again.record(first, Kind.PREDICTION, hash_id("x"), time=1.0)
     assert (first.counted, second.counted) == (1, 2)
 
 
@@ -122,7 +122,7 @@ def test_feedback_joins_the_prediction_once(tmp_path):
     region = Region.create(DISK, tmp_path / "1.rgn", _labels())
     journal = Journal()
     journal.add(region)
-    journal.record(region, Kind.PREDICTION, "x", time=1.0, cls=2)
+    journal.record(region, Kind.PREDICTION, hash_id("x"), time=1.0, cls=2)
     assert journal.feedback("unknown", 1, time=2.0) is None
     assert journal.feedback("x", 2, time=2.0) is True
     assert journal.feedback("x", 2, time=2.0) is True
@@ -134,7 +134,7 @@ def test_feedback_is_refused_when_the_ring_is_full(tmp_path):
     region = Region.create(DISK, tmp_path / "1.rgn", _labels())
     journal = Journal()
     journal.add(region)
-    journal.record(region, Kind.PREDICTION, "x", time=1.0, cls=2)
+    journal.record(region, Kind.PREDICTION, hash_id("x"), time=1.0, cls=2)
     _append(region, CAPACITY - 1, start=10)
     with pytest.raises(ResourceError):
         journal.feedback("x", 2, time=2.0)

@@ -118,3 +118,16 @@ def test_difference_covers_zero_when_nothing_changed(devices, spread):
         found = clusters.difference(ratios[: devices[0]], ratios[devices[0] :], alpha=0.05)
         missed += not found.low <= 0.0 <= found.high
     assert missed / trials <= 0.075  # 0.05 plus three standard errors of 600 trials
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_top_of_a_row_is_that_of_all_rows(seed):
+    generator = np.random.default_rng(seed)
+    rows = generator.normal(size=(8, 5)).astype(np.float32) * 4
+    rows[::2] = metrics.probabilities(rows[::2])
+    rows[1] = [0, 0, 1, 0, 0]
+    for row in rows:
+        best, share = metrics.top_class(row)
+        assert metrics.top_of_row(row) == (int(best), pytest.approx(float(share), rel=1e-6))
+    assert metrics.top_of_row(np.array([1, np.nan, 0], np.float32))[0] == -1
+    assert metrics.top_of_row(np.array([1, np.inf, 0], np.float32))[0] == -1

@@ -1,0 +1,117 @@
+"""What does the agent add in memory and at start, beside a bare Python with onnxruntime?
+
+Both hold the same MobileNet-shaped model and have answered once. Runs alternate; medians.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from device import IMAGE, MODEL, add_bundle, agent, contract, deploy, exchange, free_port, http
+from device import image_model as model_bytes
+from harness import Row, write
+
+ROUNDS = int(os.environ.get("EDGEKIT_BENCH_ROUNDS", "7"))
+_BARE = """
+import sys
+import numpy as np
+import onnxruntime as ort
+options = ort.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+session.run(None, {"x": np.zeros((1, 3, 224, 224), np.float32)})
+print("answered", flush=True)
+sys.stdin.read()
+"""
+
+
+def _pss_bytes(pid: int) -> int:
+    """Proportional share: pages that processes share are split between them."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    line = next(line for line in text.splitlines() if line.startswith("Pss:"))
+    return int(line.split()[1]) * 1024
+
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text(encoding="ascii").split():
+            yield from _family(int(child))
+
+
+def _bare(path: Path) -> tuple[float, int]:
+    begun = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, "-c", _BARE, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        took = time.perf_counter() - begun
+        size = _pss_bytes(process.pid)
+        process.communicate()
+    return took, size
+
+
+def _ours(state: Path) -> tuple[float, int]:
+    rows = 4 * 3 * 224 * 224
+    head = (
+        f'{{"inputs":[{{"name":"x","shape":{list(IMAGE)},"datatype":"FP32",'
+        f'"parameters":{{"binary_data_size":{rows}}}}}]}}'
+    ).encode()
+    header = f"Inference-Header-Content-Length: {len(head)}"
+    request = http("POST", f"/v2/models/{MODEL}/infer", head + bytes(rows), header)
+    begun, port = time.perf_counter(), free_port()
+    with agent(state, port) as pid:
+        if exchange(port, request)[9:12] != b"200":
+            raise SystemExit("the agent does not answer")
+        took = time.perf_counter() - begun
+        return took, sum(_pss_bytes(each) for each in _family(pid))
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "model.onnx").write_bytes(model_bytes())
+        deploy(folder / "state", add_bundle(folder / "state", model_bytes(), contract(IMAGE, 1000)))
+        _ours(folder / "state")  # byte code is compiled and files are in the cache from here on
+        runs = [(_bare(folder / "model.onnx"), _ours(folder / "state")) for _ in range(ROUNDS)]
+    bare_s, ours_s = (statistics.median(run[who][0] for run in runs) for who in (0, 1))
+    bare_b, ours_b = (statistics.median(run[who][1] for run in runs) for who in (0, 1))
+    peer = "Python + onnxruntime"
+    rows = [
+        Row(
+            "MobileNet-shaped",
+            "start to first answer",
+            ours_s * 1e6,
+            "<= 1.5 x bare",
+            ours_s <= 1.5 * bare_s,
+            peer,
+            bare_s * 1e6,
+            ours_s / bare_s,
+            "over HTTP, from the command to the answer",
+        ),
+        Row(
+            "MobileNet-shaped",
+            "PSS of agent and one worker, MB (not us)",
+            ours_b / 1e6,
+            "<= 1.8 x bare",
+            ours_b <= 1.8 * bare_b,
+            peer,
+            bare_b / 1e6,
+            ours_b / bare_b,
+            "there is no supervisor yet",
+        ),
+    ]
+    write("runtime_memory", "Memory and start", rows, __doc__ or "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Everything that serves on this device, and what has become of the processes that held it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from edgekit.contracts import digest as digests
+from edgekit.contracts.errors import EdgekitError
+from edgekit.contracts.messages import DeviceEvent
+from edgekit_runtime.deployment import Environment
+from edgekit_runtime.errors import WorkerEndedError
+from edgekit_runtime.monitors.windows import labels_for
+from edgekit_runtime.planner import Ended
+from edgekit_runtime.ports import Loaded
+from edgekit_runtime.record import ModelRecord
+from edgekit_runtime.region import Region
+from edgekit_runtime.serving import Live, Serving
+from edgekit_runtime.supervision import Crashes, Ending, EndKind
+
+log = logging.getLogger(__name__)
+
+
+class Hosted:
+    """Belongs to the control thread; `servings` may be read by any."""
+
+    def __init__(self, env: Environment) -> None:
+        self._env = env
+        self.servings: dict[str, Serving] = {}
+        self._crashes: dict[str, Crashes] = {}
+        self.ended = 0  # workers that ended without being told to
+
+    def serving(self, name: str) -> Serving:
+        """The serving side of ``name``; made on first use."""
+        serving = self.servings.get(name)
+        if serving is None:
+            serving = Serving(name, self._env.counting.journal(name), self._env.clock)
+            # Readers on other threads see either the old or the new dictionary.
+            self.servings = {**self.servings, name: serving}
+        return serving
+
+    def loaded(self) -> dict[str, str]:
+        """Digest that serves, by model."""
+        return {
+            name: serving.live.ref.digest
+            for name, serving in self.servings.items()
+            if serving.live is not None
+        }
+
+    def serve(self, name: str, model: ModelRecord, loaded: Loaded) -> Region:
+        """Serve ``loaded`` as what ``model`` calls active; the region that counts it."""
+        assert model.active is not None
+        labels = labels_for(name, model.active, model.slot, loaded.contract)
+        region = self._env.counting.begin(labels)
+        self.serving(name).switch(Live(loaded, region, model.active, model.slot))
+        return region
+
+    def take_ends(self) -> bool:
+        """Stop serving with what has ended; whether anything has."""
+        found = False
+        for name, serving in self.servings.items():
+            live = serving.live
+            ending = live.loaded.failure if live is not None else None
+            if live is None or ending is None:
+                continue
+            found = True
+            serving.stop()
+            self._note(name, ending)
+            self._tell(f"{name} {digests.short(live.ref.digest)}: {ending.reason}")
+        return found
+
+    def could_not_start(self, name: str, error: EdgekitError) -> None:
+        """Its process ended while loading, or there was no room for one: later, and later again."""
+        if isinstance(error, WorkerEndedError):
+            self._note(name, error.ending)
+            self._tell(error.message)
+        else:
+            self._note(name, Ending(EndKind.CRASH, error.message))
+
+    def forget(self, name: str) -> None:
+        """Another bundle takes over: the past is not its own."""
+        self._crashes.pop(name, None)
+
+    def ends(self) -> Mapping[str, Ended]:
+        """What the planner must know of ended processes."""
+        now = self._env.clock.monotonic()
+        return {
+            name: Ended(crashes.last, crashes.count(now), now < crashes.start_at)
+            for name, crashes in self._crashes.items()
+            if crashes.last is not None
+        }
+
+    def _tell(self, detail: str) -> None:
+        self.ended += 1
+        log.warning("%s", detail)
+        at = self._env.clock.wall()
+        self._env.emit(DeviceEvent(kind="worker_ended", detail=detail[:500], at=at))
+
+    def _note(self, name: str, ending: Ending) -> None:
+        self._crashes.setdefault(name, Crashes()).add(ending, self._env.clock.monotonic())

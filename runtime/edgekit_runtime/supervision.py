@@ -1,0 +1,78 @@
+"""When a worker counts as stuck, how its end is told, and when it is started again. Pure."""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from enum import Enum
+
+STUCK_P99_FACTOR = 10.0  # lower: a cold cache is called stuck; higher: a hang lasts longer
+CRASHES_MAX = 3  # of a confirmed bundle within CRASH_WINDOW_S: then its fallback takes over
+CRASH_WINDOW_S = 600.0  # research: two or three crashes in ten minutes are no accident
+RESTART_S_BASE = 0.5
+RESTART_S_MAX = 60.0  # a device without a fallback tries for ever, but not all the time
+EXIT_MEMORY = 6  # a worker's exit code when an allocation failed
+
+
+class EndKind(Enum):
+    """How a worker ended."""
+
+    CRASH = "crash"
+    STUCK = "stuck"
+    MEMORY = "memory"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why a model no longer answers."""
+
+    kind: EndKind
+    reason: str
+
+
+def stuck_limit_s(stuck_s_min: float, latencies_s: Collection[float]) -> float:
+    """How long one inference may take: ten times the p99 seen, never less than the cold start."""
+    if not latencies_s:
+        return stuck_s_min
+    ordered = sorted(latencies_s)
+    p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+    return max(stuck_s_min, STUCK_P99_FACTOR * p99)
+
+
+def describe_exit(code: int) -> Ending:
+    """What an exit code of a worker says."""
+    if code == EXIT_MEMORY:
+        return Ending(EndKind.MEMORY, "its worker ran out of memory")
+    if code >= 0:
+        return Ending(EndKind.CRASH, f"its worker ended with exit code {code}")
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return Ending(EndKind.CRASH, f"its worker was ended by {name}")
+
+
+@dataclass
+class Crashes:
+    """Ends of one model's workers, and when the next may start."""
+
+    ends: deque[float] = field(default_factory=deque)
+    last: Ending | None = None
+    start_at: float = 0.0
+
+    def add(self, ending: Ending, now: float) -> None:
+        """Another one ended at ``now`` (monotonic seconds)."""
+        self.count(now)
+        self.ends.append(now)
+        self.last = ending
+        again = len(self.ends) - 1  # the first restart is immediate
+        pause = 0.0 if again == 0 else RESTART_S_BASE * 2.0 ** min(again - 1, 16)
+        self.start_at = now + min(RESTART_S_MAX, pause)
+
+    def count(self, now: float) -> int:
+        """Ends within the window."""
+        while self.ends and self.ends[0] < now - CRASH_WINDOW_S:
+            self.ends.popleft()
+        return len(self.ends)

@@ -1,0 +1,265 @@
+"""Models that crash, hang and grow: only their worker ends, and they are rolled back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from agentkit import bad_models, layouts
+from agentkit.world import QUICK, World, wait_for
+
+from edgekit.contracts.messages import DeviceEvent, SlotEvent
+
+pytestmark = pytest.mark.integration
+LONG_TRIAL = msgspec.structs.replace(QUICK, confirm_s_min=3600.0)
+
+
+@pytest.fixture
+def writer(tmp_path):
+    return layouts.LayoutWriter(tmp_path / "layout")
+
+
+@pytest.fixture
+def world(tmp_path, writer):
+    world = World(tmp_path, writer.root)
+    yield world
+    world.close()
+
+
+def _workers(agent) -> list[int]:
+    children = Path(f"/proc/{agent.process.pid}/task")
+    found = [int(pid) for task in children.iterdir() for pid in _children(task)]
+    return sorted(pid for pid in found if b"edgekit_runtime.worker" in _command(pid))
+
+
+def _children(task: Path) -> list[str]:
+    return (task / "children").read_text().split()
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _confirm_first(world, writer):
+    digest = writer.add(seed=1, version="1")
+    agent = world.agent()
+    world.manager.deploy("dev-1", digest, release="v1")
+    world.manager.wait_state("dev-1", "TRIAL")
+    answered = {f"a-{n}" for n in range(10) if agent.infer(f"a-{n}")[0] == 200}
+    world.manager.wait_state("dev-1", "CONFIRMED", release="v1")
+    return agent, answered
+
+
+def _try_second(world, agent, digest, **policy):
+    world.manager.deploy(
+        "dev-1", digest, release="v2", policy=msgspec.structs.replace(LONG_TRIAL, **policy)
+    )
+    world.manager.wait_state("dev-1", "TRIAL", release="v2")
+    wait_for(lambda: agent.infer(None)[1]["model_version"] == "2", what="v2 serves")
+
+
+def _counted_is_answered(world, answered: set[str], extra: int) -> None:
+    wait_for(
+        lambda: world.manager.counted >= len(answered) + extra,
+        what=f"{len(answered)} + {extra} counted, got {world.manager.counted}",
+    )
+    assert world.manager.counted == len(answered) + extra
+
+
+def _events(world, kind):
+    return [record for record in world.manager.records if isinstance(record, kind)]
+
+
+def test_the_agent_itself_never_loads_the_engine(world, writer):
+    agent, _ = _confirm_first(world, writer)
+    pids = _workers(agent)
+    assert len(pids) == 1
+    assert "onnxruntime" not in Path(f"/proc/{agent.process.pid}/maps").read_text()
+    assert "onnxruntime" in Path(f"/proc/{pids[0]}/maps").read_text()
+
+
+def test_segfaults_on_trial_roll_back_with_the_signal_named(world, writer):
+    agent, answered = _confirm_first(world, writer)
+    bad = writer.add(seed=2, version="2")
+    _try_second(world, agent, bad)
+    assert world.manager.model("dev-1").failed == {}
+    shot: set[int] = set()
+
+    def shoot():
+        status, body = agent.infer(None)
+        pids = set(_workers(agent)) - shot
+        if status == 200 and body["model_version"] == "2" and len(pids) == 1:
+            shot.update(pids)
+            os.kill(*pids, signal.SIGSEGV)
+        return bad in world.manager.model("dev-1").failed
+
+    wait_for(shoot, what="rolled back")
+    model = world.manager.wait_state("dev-1", "ROLLED_BACK", release="v1")
+    assert "crash loop" in model.failed[bad].reason
+    assert "SIGSEGV" in model.failed[bad].reason
+    wait_for(lambda: agent.infer("after")[0] == 200, what="v1 serves again")
+    assert agent.process.poll() is None
+    told = "SIGSEGV"
+    wait_for(lambda: sum(told in e.detail for e in _events(world, DeviceEvent)) >= 3, what=told)
+    assert world.manager.reported["dev-1"].health.workers_ended == len(shot)
+    wait_for(lambda: world.manager.counted > len(answered), what="counted on")
+
+
+def test_a_model_that_hangs_is_killed_and_rolled_back_at_once(world, writer):
+    agent, _ = _confirm_first(world, writer)
+    bad = writer.add(seed=2, version="2", files={"model": bad_models.hangs()})
+    _try_second(world, agent, bad, stuck_s_min=1.0)
+    status, body = agent.infer("hang", (bad_models.TRIGGER + 1, 0, 0, 0))
+    assert status == 503
+    assert "did not end within 1 s" in body["error"]
+    model = world.manager.wait_state("dev-1", "ROLLED_BACK", release="v1")
+    assert "did not end within" in model.failed[bad].reason
+    # What was not answered was not counted: under the same id it is asked again, and counts once.
+    wait_for(lambda: agent.infer("hang", (1, 0, 0, 0))[0] == 200, what="v1 serves again")
+    assert agent.infer("hang", (1, 0, 0, 0))[1]["parameters"]["counted"] is False
+    wait_for(
+        lambda: any(e.state.value == "ROLLED_BACK" for e in _events(world, SlotEvent)),
+        what="audit of the roll-back",
+    )
+
+
+def test_a_model_that_grows_beyond_its_limit_is_rolled_back_for_memory(world, writer):
+    agent, _ = _confirm_first(world, writer)
+    bad = writer.add(seed=2, version="2", files={"model": bad_models.grows()})
+    _try_second(world, agent, bad, worker_bytes_max=300_000_000)
+    for step in range(1, 39):  # each request keeps a little more
+        agent.infer(None, (bad_models.TRIGGER + step * 6, 0, 0, 0))
+        if bad in world.manager.model("dev-1").failed:
+            break
+    model = world.manager.wait_state("dev-1", "ROLLED_BACK", release="v1")
+    assert "memory" in model.failed[bad].reason
+    wait_for(lambda: agent.infer("after")[0] == 200, what="v1 serves again")
+
+
+def test_a_killed_worker_of_a_proven_model_is_back_and_nothing_is_miscounted(world, writer):
+    agent, answered = _confirm_first(world, writer)
+    stop, failures = threading.Event(), []
+
+    def client() -> None:
+        number = 0
+        while not stop.is_set():
+            status, body = agent.infer(f"b-{number}")
+            if status == 200:
+                answered.add(f"b-{number}")
+                number += 1
+            else:
+                failures.append((status, body))
+                time.sleep(0.02)
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    for _ in range(2):
+        floor = len(answered) + 30
+        wait_for(lambda floor=floor: len(answered) >= floor, what="load")
+        os.kill(_workers(agent)[0], signal.SIGKILL)
+    floor = len(answered) + 30
+    wait_for(lambda: len(answered) >= floor, what="load after the kills")
+    stop.set()
+    thread.join()
+    assert failures
+    assert {status for status, _ in failures} == {503}  # never a broken connection
+    assert world.manager.model("dev-1").state.value == "CONFIRMED"
+    _counted_is_answered(world, answered, 0)
+
+
+def test_a_proven_model_that_keeps_crashing_gives_way_to_its_fallback(world, writer):
+    agent, _ = _confirm_first(world, writer)
+    second = writer.add(seed=2, version="2")
+    world.manager.deploy("dev-1", second, release="v2")
+    world.manager.wait_state("dev-1", "TRIAL", release="v2")
+    wait_for(lambda: agent.infer(None)[1].get("model_version") == "2", what="v2 serves")
+    for _ in range(10):
+        agent.infer(None)
+    world.manager.wait_state("dev-1", "CONFIRMED", release="v2")
+    seen: set[int] = set()
+
+    def shot():
+        for pid in set(_workers(agent)) - seen:
+            if agent.infer(None)[0] == 200:
+                seen.add(pid)
+                os.kill(pid, signal.SIGKILL)
+        return second in world.manager.model("dev-1").failed
+
+    wait_for(shot, what="rolled back")
+    model = world.manager.wait_state("dev-1", "ROLLED_BACK", release="v1")
+    assert "crash loop: 3 times" in model.failed[second].reason
+
+
+def test_workers_end_with_an_agent_that_is_killed_even_while_they_hang(world, writer):
+    agent, _ = _confirm_first(world, writer)
+    bad = writer.add(seed=2, version="2", files={"model": bad_models.hangs()})
+    _try_second(world, agent, bad, stuck_s_min=600.0)
+    asked = threading.Thread(target=agent.infer, args=(None, (bad_models.TRIGGER + 1, 0, 0, 0)))
+    asked.start()
+    wait_for(lambda: len(_workers(agent)) == 1, what="the old worker has ended")
+    (pid,) = _workers(agent)
+    time.sleep(0.2)  # the request is in the model by now; if not, the test is only weaker
+    agent.kill()
+    asked.join()
+    wait_for(lambda: b"edgekit_runtime.worker" not in _command(pid), what="no orphan")
+
+
+def test_no_request_fails_and_each_counts_once_while_slots_switch_under_load(world, writer):
+    versions = [writer.add(seed=1, version="1"), writer.add(seed=2, version="2")]
+    agent = world.agent()
+    world.manager.deploy("dev-1", versions[0], release="v1")
+    world.manager.wait_state("dev-1", "TRIAL")
+    failed, answered, stop = [], set(), threading.Event()
+
+    def client(name: str) -> None:
+        number = 0
+        while not stop.is_set():
+            request = f"{name}-{number}"
+            for turn in range(2):  # the second time it is answered again and not counted
+                status, body = agent.infer(request)
+                if status != 200 or body["parameters"]["counted"] != (turn == 0):
+                    failed.append((turn, status, body))
+            answered.add(request)
+            number += 1
+
+    threads = [threading.Thread(target=client, args=(f"c{n}",)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for number in (1, 0, 1, 0):
+        release = f"v{number + 1}"
+        world.manager.wait_state("dev-1", "CONFIRMED")
+        world.manager.deploy("dev-1", versions[number], release=release)
+        world.manager.wait_state("dev-1", "CONFIRMED", release=release)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    _counted_is_answered(world, answered, 0)
+    wait_for(lambda: len(_workers(agent)) == 1, what="old workers have ended")
+
+
+def test_a_service_manager_is_told_ready_alive_and_stopping(world, writer, tmp_path, monkeypatch):
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    listener.bind(str(tmp_path / "notify"))
+    listener.settimeout(10)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "400000")
+    agent = world.agent()
+    assert listener.recv(64) == b"READY=1"
+    assert listener.recv(64) == b"WATCHDOG=1"
+    agent.process.terminate()
+    told = set()
+    while b"STOPPING=1" not in told:
+        told.add(listener.recv(64))
+    listener.close()
+    assert agent.process.wait(30) == 0
+    agent.process = None
