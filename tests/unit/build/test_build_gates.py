@@ -189,6 +189,13 @@ def test_first_round_covers_schemes_operator_sets_and_granularity():
     assert layers["fp32"] == layers["fp16"] == ()
 
 
+def test_tensorrt_gets_symmetric_pairs_and_a_gpu_without_int8_none():
+    found = candidates_for(target.find("jetson-orin"), MIXED)
+    assert {c.scheme for c in found[1:]} == {Scheme.EXPLICIT}
+    assert {c.ops for c in found[1:]} == {Ops.WEIGHTS, Ops.CONV, Ops.BODY}
+    assert candidates_for(target.find("jetson-nano"), MIXED) == (FP32,)
+
+
 def test_what_is_quantized_already_is_passed_through():
     structure = msgspec.structs.replace(MIXED, quantized=True)
     assert candidates_for(target.find("rpi5"), structure) == (AS_REGISTERED,)
