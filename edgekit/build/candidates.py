@@ -118,6 +118,8 @@ def candidates_for(target: TargetProfile, structure: Structure) -> tuple[Candida
     """The first round of ``target``: schemes x operator sets x granularity; unquantized first."""
     if structure.quantized:
         return (AS_REGISTERED,)
+    if target.jetpack:
+        return _for_tensorrt(target, structure)
     kinds = {layer.op for layer in structure.layers}
     found = [FP32, _static(target, Ops.WEIGHTS), _static(target, Ops.ALL)]
     if not kinds:
@@ -145,6 +147,32 @@ def candidates_for(target: TargetProfile, structure: Structure) -> tuple[Candida
     )
     found.append(Candidate(name="fp16", precision="fp16", scheme=Scheme.FP16))
     return tuple(found)
+
+
+def _for_tensorrt(target: TargetProfile, structure: Structure) -> tuple[Candidate, ...]:
+    """Symmetric Q/DQ where the GPU has INT8; half precision is the engine's own business there.
+
+    TensorRT chooses precisions inside what Q/DQ leaves open, so there is no fp16 file to ship.
+    """
+    if not target.tensorrt_int8:
+        return (FP32,)
+    kinds = {layer.op for layer in structure.layers}
+    sets = [Ops.WEIGHTS]
+    if kinds & CONVOLUTIONS and kinds - CONVOLUTIONS:
+        sets.append(Ops.CONV)
+    if len(structure.layers) > 1:
+        sets.append(Ops.BODY)
+    explicit = (
+        Candidate(
+            name=f"int8-trt-{ops.value}",
+            precision="int8",
+            scheme=Scheme.EXPLICIT,
+            ops=ops,
+            activations=Activations.S8,
+        )
+        for ops in sets
+    )
+    return (FP32, *explicit)
 
 
 def _static(target: TargetProfile, ops: Ops, *, per_channel: bool = True) -> Candidate:

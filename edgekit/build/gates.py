@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from edgekit.build.judge import SliceDrop
 from edgekit.build.target import Gate, TargetProfile, Validation
 from edgekit.contracts.contract import Budget, QualityBudget
 from edgekit.contracts.evaluation import Latency
@@ -60,6 +61,26 @@ def quality(drop: bounds.Drop | None, budget: QualityBudget) -> Verdict:
         high=drop.upper,
         n=drop.n,
     )
+
+
+def in_slice(found: SliceDrop, budget: QualityBudget) -> Verdict:
+    """The quality gate within one slice: what holds on average may break a minority."""
+    within = found.within(budget.drop_max)
+    drop = found.drop
+    how = (
+        f"at most {drop.upper:.4f} with {budget.confidence:.0%} confidence"
+        if found.resolved
+        else f"{drop.n} samples are too few for a bound, so the estimate counts"
+    )
+    reason = (
+        f"slice {found.name}: {budget.metric} drops by {drop.estimate:.4f}, {how}; "
+        f"allowed {budget.drop_max:g}"
+    )
+    metric = f"{budget.metric}_drop[{found.name}]"
+    verdict = _verdict(
+        metric, reason, passed=within, threshold=budget.drop_max, estimate=drop.estimate, n=drop.n
+    )
+    return msgspec.structs.replace(verdict, low=drop.lower, high=drop.upper)
 
 
 def size(size_bytes: int, original_bytes: int, budget: Budget) -> Verdict:
@@ -146,6 +167,7 @@ def judge(
     golden_verdict: Verdict,
     latency_verdict: Verdict,
     emulated_verdict: Verdict,
+    slice_verdicts: Sequence[Verdict] = (),
 ) -> tuple[Verdict, ...]:
     """The verdicts of the gates that ``target`` declares, in its order."""
     known = {
@@ -156,6 +178,7 @@ def judge(
         Gate.EMULATED: emulated_verdict,
     }
     verdicts: Sequence[Verdict] = [known[gate] for gate in target.gates]
+    verdicts = [verdicts[0], *slice_verdicts, *verdicts[1:]]
     if level is Validation.EMULATED and Gate.EMULATED not in target.gates:
         verdicts = [*verdicts, emulated_verdict]  # a level that was reached must have been passed
     if target.validation_required is not Validation.NONE:

@@ -23,9 +23,14 @@ class Host:
     cpu: str
 
     def runs(self, target: TargetProfile) -> bool:
-        """Whether this machine has the target's architecture and every instruction it needs."""
-        return self.arch == target.arch.value and all(
-            any(flag in self.flags for flag in needed.split("|")) for needed in target.isa
+        """Whether this machine has the target's architecture and every instruction it needs.
+
+        Of a GPU nothing is known here, so no machine counts as a Jetson.
+        """
+        return (
+            target.sm is None
+            and self.arch == target.arch.value
+            and all(any(flag in self.flags for flag in needed.split("|")) for needed in target.isa)
         )
 
     def facts(self) -> dict[str, str]:

@@ -7,11 +7,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgekit.contracts.contract import Contract
+from edgekit.contracts.contract import Contract, QualityBudget
 from edgekit.registry.infer import scored_output
 from edgekit.registry.npz import Array
+from edgekit.stats import bounds
 from edgekit.stats.bounds import Drop
-from edgekit.stats.metrics import METRICS
+from edgekit.stats.metrics import Metric, metric_of
+
+
+@dataclass(frozen=True)
+class SliceDrop:
+    """Drop within one slice. ``resolved``: it has enough samples for its bound to mean anything."""
+
+    name: str
+    drop: Drop
+    resolved: bool
+
+    def within(self, drop_max: float) -> bool:
+        """The bound where it is resolved; the estimate where samples are too few for that."""
+        return (self.drop.upper if self.resolved else self.drop.estimate) <= drop_max
 
 
 @dataclass(frozen=True)
@@ -23,6 +37,7 @@ class Comparison:
     quality: float
     original_quality: float
     noise: float
+    slices: tuple[SliceDrop, ...] = ()
 
 
 def compare(
@@ -33,6 +48,7 @@ def compare(
     *,
     rows: int,
     expected_n: int,
+    slices: Array | None = None,
 ) -> Comparison:
     """Compare the first ``rows`` samples.
 
@@ -43,9 +59,10 @@ def compare(
         labels: the truth, where the metric needs it.
         rows: samples that count.
         expected_n: size of the set for which ``expected`` foretells the drop.
+        slices: which slice each sample belongs to, if the data set says.
     """
     budget = contract.quality
-    metric, name = METRICS[budget.metric], scored_output(contract).name
+    metric, name = metric_of(budget.metric), scored_output(contract).name
     before, after = original[name][:rows], variant[name][:rows]
     truth = labels[:rows] if metric.needs_labels and labels is not None else before
     assert labels is not None or not metric.needs_labels  # registration refuses that
@@ -57,10 +74,36 @@ def compare(
     return Comparison(
         drop=drop,
         expected=expected,
-        quality=float(np.mean(scores[1])),
-        original_quality=float(np.mean(scores[0])),
+        quality=metric.value(scores[1]),
+        original_quality=metric.value(scores[0]),
         noise=_distance(before, after),
+        slices=() if slices is None else _by_slice(metric, scores, slices[:rows], budget),
     )
+
+
+def _by_slice(
+    metric: Metric, scores: tuple[Array, Array], slices: Array, budget: QualityBudget
+) -> tuple[SliceDrop, ...]:
+    found = []
+    for name in np.unique(slices):
+        here = slices == name
+        n = int(here.sum())
+        if n < 2:
+            # One sample says whether it was lost, and the estimate is all there is.
+            lost = metric.value(scores[0][here]) - metric.value(scores[1][here])
+            found.append(SliceDrop(str(name), Drop(lost, lost, lost, n), resolved=False))
+            continue
+        drop = metric.drop(scores[0][here], scores[1][here], confidence=budget.confidence)
+        found.append(SliceDrop(str(name), drop, resolved=n >= _needed(metric, budget)))
+    return tuple(found)
+
+
+def _needed(metric: Metric, budget: QualityBudget) -> int:
+    if metric.bound is bounds.Bound.EXACT:
+        return bounds.samples_to_resolve(budget.drop_max, budget.confidence)
+    if metric.bound is bounds.Bound.BERNSTEIN:
+        return bounds.mean_samples_to_resolve(budget.drop_max, budget.confidence, span=metric.span)
+    return bounds.BOOTSTRAP_SAMPLES_MIN
 
 
 def _distance(before: Array, after: Array) -> float:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edgekit.build import derive, tools
+from edgekit.build import derive, report, tools
 from edgekit.build.cache import Cache
 from edgekit.build.host import Host, detect
 from edgekit.build.measure import Measurer, neutral
@@ -139,6 +139,7 @@ def build(
         normalised=study.notes,
         variants=tuple(variants),
     )
+    files.write_atomic(out / report.REPORT_FILE, report.page(record))
     files.write_atomic(out / RECORD_FILE, codec.encode_pretty(record))
     return record
 

@@ -30,11 +30,14 @@ class Figures:
     latency: Latency | None
     expected: Drop
     noise: float = 0.0
+    broken: tuple[str, ...] = ()  # slices that lose more than the budget
 
 
 def admissible(figures: Figures, drop_max: float) -> bool:
     """Whether the evaluation split can be expected to pass; what is unquantized always competes."""
-    return figures.candidate.unquantized or figures.expected.upper <= drop_max
+    if figures.candidate.unquantized:
+        return True
+    return figures.expected.upper <= drop_max and not figures.broken
 
 
 def cost(figures: Figures, *, timed: bool) -> tuple[float, float, str]:
@@ -104,13 +107,7 @@ def front(measured: Sequence[Figures]) -> frozenset[str]:
 def explain(loser: Figures, winner: Figures, drop_max: float) -> str:
     """Why ``loser`` was not chosen, without figures that differ from run to run."""
     if not admissible(loser, drop_max):
-        drop, upper = loser.drop.estimate, loser.expected.upper
-        if drop > drop_max:
-            return f"drops {drop:.4f} on the tuning data, more than {drop_max:g}"
-        return (
-            f"drops {drop:.4f} on the tuning data: up to {upper:.4f} is to be expected on the "
-            f"evaluation data, more than {drop_max:g}"
-        )
+        return _over_budget(loser, drop_max)
     if loser.latency and winner.latency:
         return f"not faster than {winner.candidate.name}, or as fast and no better"
     if loser.candidate.computes_in_float and not loser.candidate.unquantized:
@@ -119,3 +116,16 @@ def explain(loser: Figures, winner: Figures, drop_max: float) -> str:
     if loser.size_bytes <= size * TIE_RATIO:
         return f"hardly smaller than {name} ({size} bytes), or not at all, and further off"
     return f"larger than {name} ({size} bytes)"
+
+
+def _over_budget(figures: Figures, drop_max: float) -> str:
+    drop = figures.drop.estimate
+    if drop > drop_max:
+        return f"drops {drop:.4f} on the tuning data, more than {drop_max:g}"
+    if figures.broken:
+        names = ", ".join(figures.broken)
+        return f"slice {names} of the tuning data drops by more than {drop_max:g}"
+    return (
+        f"drops {drop:.4f} on the tuning data: up to {figures.expected.upper:.4f} is to be "
+        f"expected on the evaluation data, more than {drop_max:g}"
+    )

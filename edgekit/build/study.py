@@ -19,7 +19,7 @@ from edgekit.registry import graph, npz
 from edgekit.registry.model import ModelVersion, Split
 from edgekit.registry.npz import Array
 from edgekit.registry.ports import Registry
-from edgekit.stats.metrics import LABELS
+from edgekit.stats.metrics import LABELS, SLICE
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Study:
     golden_inputs: Mapping[str, Array]
     tuning_labels: Array | None
     evaluation_labels: Array | None
+    tuning_slices: Array | None
+    evaluation_slices: Array | None
 
 
 def prepare(registry: Registry, model: ModelVersion, cache: Cache, scratch: Path) -> Study:
@@ -98,4 +100,6 @@ def prepare(registry: Registry, model: ModelVersion, cache: Cache, scratch: Path
         golden_inputs={name: golden[name] for name in names},
         tuning_labels=tuning.get(LABELS),
         evaluation_labels=evaluation.get(LABELS),
+        tuning_slices=tuning.get(SLICE),
+        evaluation_slices=evaluation.get(SLICE),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from enum import Enum
 from importlib import resources
 from pathlib import Path
@@ -11,8 +12,11 @@ import msgspec
 import tomllib
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
+from edgekit.build import jetpack
 from edgekit.contracts.errors import BadInputError, UsageError, translate_os_errors
 from edgekit.contracts.ids import check_name
+
+TARGETS_ENV = "EDGEKIT_TARGETS"
 
 
 class Arch(str, Enum):
@@ -50,7 +54,9 @@ class Activations(str, Enum):
 class TargetProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One target. ``isa`` entries are CPU flags; ``a|b`` means either.
 
-    ``emulator`` is the CPU model that qemu is asked for.
+    ``emulator`` is the CPU model that qemu is asked for. The fields behind it are a Jetson's:
+    ``jetpack`` lists releases of `edgekit.build.jetpack`, ``sm`` is the GPU's compute capability
+    (87 for 8.7); without ``agent`` the target gets artifacts only.
     """
 
     name: str
@@ -67,6 +73,10 @@ class TargetProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     gates: tuple[Gate, ...]
     validation_required: Validation
     emulator: str | None = None
+    jetpack: tuple[str, ...] = ()
+    sm: int | None = None
+    tensorrt_int8: bool = False
+    agent: bool = True
 
 
 def parse(raw: bytes, what: str) -> TargetProfile:
@@ -100,6 +110,7 @@ def parse(raw: bytes, what: str) -> TargetProfile:
                 f"target profile {what}: {field}: {value!r} is not allowed",
                 hint="gates name quality and nothing twice; the engine is onnxruntime",
             )
+    _check_jetson(profile, what)
     emulates = Gate.EMULATED in profile.gates or (
         profile.validation_required is Validation.EMULATED
     )
@@ -114,6 +125,25 @@ def parse(raw: bytes, what: str) -> TargetProfile:
             hint="latency is only ever taken from real hardware",
         )
     return profile
+
+
+def _check_jetson(profile: TargetProfile, what: str) -> None:
+    known = jetpack.releases()
+    for version in profile.jetpack:
+        if version not in known:
+            raise BadInputError(
+                f"target profile {what}: jetpack: {version!r} is not known",
+                hint="known: " + ", ".join(known),
+            )
+        if profile.sm not in known[version].sm:
+            raise BadInputError(
+                f"target profile {what}: sm: JetPack {version} does not run on {profile.sm}",
+                hint="it runs on: " + ", ".join(map(str, known[version].sm)),
+            )
+    if (profile.sm is not None or profile.tensorrt_int8) and not profile.jetpack:
+        raise BadInputError(
+            f"target profile {what}: jetpack: is needed where sm or tensorrt_int8 is given"
+        )
 
 
 def emulating(profile: TargetProfile) -> TargetProfile:
@@ -140,8 +170,31 @@ def shipped() -> dict[str, TargetProfile]:
     return {profile.name: profile for profile in found}
 
 
+def known() -> dict[str, TargetProfile]:
+    """The shipped profiles, and those in the folder that ``$EDGEKIT_TARGETS`` names.
+
+    Raises:
+        BadInputError: the folder or a profile in it is wrong, or takes a name that is taken.
+    """
+    profiles = shipped()
+    folder = os.environ.get(TARGETS_ENV)
+    if not folder:
+        return profiles
+    with translate_os_errors("read", folder):
+        entries = sorted(entry for entry in Path(folder).iterdir() if entry.suffix == ".toml")
+        own = [(entry, parse(entry.read_bytes(), str(entry))) for entry in entries]
+    for entry, profile in own:
+        if profile.name in profiles:
+            raise BadInputError(
+                f"target profile {entry}: name: {profile.name!r} is taken",
+                hint="give it a name of its own: records would not tell the two apart",
+            )
+        profiles[profile.name] = profile
+    return profiles
+
+
 def find(name: str) -> TargetProfile:
-    """The shipped profile called ``name``, or the one in the file ``name`` (``….toml``).
+    """The profile called ``name``, or the one in the file ``name`` (``….toml``).
 
     Raises:
         UsageError: no such profile; suggests close names.
@@ -150,7 +203,7 @@ def find(name: str) -> TargetProfile:
     if name.endswith(".toml"):
         with translate_os_errors("read", name):
             return parse(Path(name).read_bytes(), name)
-    profiles = shipped()
+    profiles = known()
     if name in profiles:
         return profiles[name]
     close = difflib.get_close_matches(name, profiles, n=3, cutoff=0.5)

@@ -221,7 +221,9 @@ class VariantBuilder:
             self.study.tuning_labels,
             rows=self.study.tuning_n,
             expected_n=self.study.evaluation_n,
+            slices=self.study.tuning_slices,
         )
+        drop_max = self.study.contract.quality.drop_max
         figures = select.Figures(
             candidate,
             artifact.size,
@@ -229,6 +231,8 @@ class VariantBuilder:
             run.evaluation.latency,
             found.expected,
             found.noise,
+            # Few samples a slice have wide bounds: here the estimate says what is plainly broken.
+            tuple(each.name for each in found.slices if each.drop.estimate > drop_max),
         )
         return Trial(artifact, run, figures, found.quality)
 
@@ -268,7 +272,15 @@ class VariantBuilder:
         n = self.study.evaluation_n
         labels: Array | None = self.study.evaluation_labels
         contract = self.study.contract
-        found = compare(contract, original.outputs, final.outputs, labels, rows=n, expected_n=n)
+        found = compare(
+            contract,
+            original.outputs,
+            final.outputs,
+            labels,
+            rows=n,
+            expected_n=n,
+            slices=self.study.evaluation_slices,
+        )
         native = self.host.validation(target) is Validation.NATIVE
         emulator, emulated = self._emulated(target, subject, original)
         level = self.host.validation(target)
@@ -287,6 +299,7 @@ class VariantBuilder:
                 latency, baseline, budget, unquantized=candidate.unquantized
             ),
             emulated_verdict=emulated,
+            slice_verdicts=[gates.in_slice(each, contract.quality) for each in found.slices],
         )
         return Chosen(
             trial=trial,

@@ -12,6 +12,7 @@ from edgekit.cli import broker, dataset, fleet, model, output, release, targets
 from edgekit.cli.build import build
 from edgekit.cli.demo.command import demo
 from edgekit.cli.doctor import doctor
+from edgekit.cli.explain import explain
 from edgekit.cli.infer import infer
 from edgekit.cli.inspect import inspect
 from edgekit.contracts.errors import UsageError
@@ -28,6 +29,7 @@ app.add_typer(dataset.app, name="dataset")
 app.add_typer(targets.app, name="targets")
 app.command()(build)
 app.command()(inspect)
+app.command()(explain)
 app.command()(infer)
 app.add_typer(release.app, name="release")
 app.add_typer(fleet.app, name="fleet")

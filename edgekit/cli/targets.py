@@ -17,7 +17,7 @@ def list_targets(*, json: JsonOption = False) -> None:
     """List the target profiles, and what this machine can validate natively."""
     with output.needs("build"):
         from edgekit.build import host, target
-    profiles, here = target.shipped(), host.detect()
+    profiles, here = target.known(), host.detect()
     if json:
         output.emit_json(list(profiles.values()))
         return

@@ -22,7 +22,7 @@ from edgekit.contracts.errors import BadInputError, translate_os_errors
 from edgekit.registry import npz
 from edgekit.registry.infer import scored_output
 from edgekit.stats import bounds
-from edgekit.stats.metrics import LABELS, METRICS
+from edgekit.stats.metrics import LABELS, SLICE, Metric, Truth, metric_of
 
 Array = npt.NDArray[Any]
 _FORMS = "an .npz file, a folder of .npy files or a .csv file"
@@ -31,11 +31,12 @@ _CSV_ARRAY = "data"  # a csv file names columns, not tensors
 
 @dataclass(frozen=True)
 class Dataset:
-    """Arrays by input name, first axis the sample, and optional labels."""
+    """Arrays by input name, first axis the sample; labels and slices where there are any."""
 
     what: str  # how messages call it
     arrays: dict[str, Array]
     labels: Array | None = None
+    slices: Array | None = None  # which slice each sample belongs to: integers, shape (n,)
 
     @property
     def n(self) -> int:
@@ -45,11 +46,13 @@ class Dataset:
     def take(self, rows: npt.NDArray[np.intp]) -> Dataset:
         """The samples at ``rows``, in that order."""
         labels = None if self.labels is None else self.labels[rows]
-        return Dataset(self.what, {k: v[rows] for k, v in self.arrays.items()}, labels)
+        slices = None if self.slices is None else self.slices[rows]
+        return Dataset(self.what, {k: v[rows] for k, v in self.arrays.items()}, labels, slices)
 
     def items(self) -> dict[str, Array]:
-        """All arrays, labels included under their reserved name."""
-        return dict(self.arrays) if self.labels is None else {**self.arrays, LABELS: self.labels}
+        """All arrays, labels and slices included under their reserved names."""
+        reserved = {LABELS: self.labels, SLICE: self.slices}
+        return {**self.arrays, **{k: v for k, v in reserved.items() if v is not None}}
 
     def hashes(self) -> list[bytes]:
         """Content hash per sample, over its inputs only: the same input twice is one sample."""
@@ -90,7 +93,7 @@ def from_arrays(arrays: dict[str, Array], what: str) -> Dataset:
     Raises:
         BadInputError: no array, no sample, or arrays of different lengths.
     """
-    inputs = {name: array for name, array in arrays.items() if name != LABELS}
+    inputs = {name: array for name, array in arrays.items() if name not in (LABELS, SLICE)}
     if not inputs:
         raise BadInputError(f"{what}: holds no input array", hint="name arrays after the inputs")
     for name, array in arrays.items():
@@ -112,7 +115,13 @@ def from_arrays(arrays: dict[str, Array], what: str) -> Dataset:
         )
     if 0 in lengths.values():
         raise BadInputError(f"{what}: holds no samples", hint="give at least one")
-    return Dataset(what, inputs, arrays.get(LABELS))
+    slices = arrays.get(SLICE)
+    if slices is not None and (slices.ndim != 1 or slices.dtype.kind not in "iub"):
+        raise BadInputError(
+            f"{what}: {SLICE} is {slices.dtype} of shape {list(slices.shape)}",
+            hint="it says which slice each sample belongs to: one integer per sample",
+        )
+    return Dataset(what, inputs, arrays.get(LABELS), slices)
 
 
 def _load_npy(path: Path) -> Array:
@@ -149,9 +158,8 @@ def _load_csv(path: Path) -> dict[str, Array]:
     if header[-1].strip() != LABELS:
         return {_CSV_ARRAY: values}
     labels = values[:, -1]
-    if not np.array_equal(labels, np.round(labels)):
-        raise BadInputError(f"data set {path}: column {LABELS} holds values that are not integers")
-    return {_CSV_ARRAY: values[:, :-1], LABELS: labels.astype(np.int64)}
+    whole = np.array_equal(labels, np.round(labels))
+    return {_CSV_ARRAY: values[:, :-1], LABELS: labels.astype(np.int64) if whole else labels}
 
 
 def bind(data: Dataset, contract: Contract) -> tuple[Dataset, list[str]]:
@@ -177,7 +185,7 @@ def bind(data: Dataset, contract: Contract) -> tuple[Dataset, list[str]]:
     if unused:
         notes.append(f"arrays that are no input are left out: {', '.join(unused)}")
     arrays = {s.name: _fit(have[s.name], s, data.what, notes) for s in contract.inputs}
-    return Dataset(data.what, arrays, data.labels), notes
+    return Dataset(data.what, arrays, data.labels, data.slices), notes
 
 
 def _fit(array: Array, spec: InputSpec, what: str, notes: list[str]) -> Array:
@@ -242,8 +250,9 @@ def check(data: Dataset, contract: Contract, split: str) -> None:
                 f"{data.what}: array {spec.name!r}: all {len(array)} samples are the same",
                 hint="nothing can be measured on constant data: give real samples",
             )
-    if METRICS[contract.quality.metric].needs_labels and split in ("tuning", "evaluation", "data"):
-        _check_labels(data, scored_output(contract), contract.quality.metric)
+    metric = metric_of(contract.quality.metric)
+    if metric.needs_labels and split in ("tuning", "evaluation", "data"):
+        _check_labels(data, scored_output(contract), metric)
 
 
 def _check_finite(what: str, array: Array, spec: InputSpec, split: str) -> None:
@@ -256,13 +265,17 @@ def _check_finite(what: str, array: Array, spec: InputSpec, split: str) -> None:
         )
 
 
-def _check_labels(data: Dataset, spec: OutputSpec, metric: str) -> None:
+def _check_labels(data: Dataset, spec: OutputSpec, metric: Metric) -> None:
     labels = data.labels
     if labels is None:
         raise BadInputError(
-            f"{data.what}: the metric {metric} needs labels and there are none",
+            f"{data.what}: the metric {metric.name} needs labels and there are none",
             hint=f"add an array called '{LABELS}' with the class of each sample",
         )
+    if metric.truth is Truth.VALUES or metric.name == "exact_match":
+        if not np.isfinite(labels).all():
+            raise BadInputError(f"{data.what}: {LABELS} hold NaN or infinity")
+        return
     if labels.dtype.kind not in "iu" or labels.ndim != len(spec.shape) - 1:
         raise BadInputError(
             f"{data.what}: {LABELS} are {labels.dtype} of shape {list(labels.shape)}",
@@ -283,8 +296,10 @@ def check_resolvable(budget: QualityBudget, samples: int) -> None:
     Raises:
         BadInputError: says how many samples are needed.
     """
-    metric = METRICS[budget.metric]
-    if metric.binary:
+    metric = metric_of(budget.metric)
+    if metric.bound is bounds.Bound.BOOTSTRAP:
+        needed = bounds.BOOTSTRAP_SAMPLES_MIN
+    elif metric.bound is bounds.Bound.EXACT:
         needed = bounds.samples_to_resolve(budget.drop_max, budget.confidence)
     else:
         needed = bounds.mean_samples_to_resolve(

@@ -20,7 +20,7 @@ from edgekit.contracts.contract import (
 )
 from edgekit.contracts.errors import BadInputError
 from edgekit.registry.graph import Dim, Graph, Tensor
-from edgekit.stats.metrics import METRICS
+from edgekit.stats.metrics import Truth, metric_of
 
 DROP_MAX = 0.02  # two points of top-1 or agreement, 0.02 of cosine
 _HINT = "correct the contract, or leave --contract away to have it derived"
@@ -126,13 +126,9 @@ def check_against_graph(contract: Contract, graph: Graph) -> Contract:
             problems += _label_problems(out)
     if problems:
         raise BadInputError(f"contract contradicts the graph: {'; '.join(problems)}", hint=_HINT)
-    metric = METRICS.get(contract.quality.metric)
-    if metric is None:
-        raise BadInputError(
-            f"contract: quality.metric: {contract.quality.metric!r} is not known",
-            hint="known metrics: " + ", ".join(sorted(METRICS)),
-        )
-    if metric.binary and len(scored_output(contract).shape) < 2:
+    metric = metric_of(contract.quality.metric)
+    classes = metric.truth is Truth.CLASSES or metric.name == "agreement"
+    if classes and metric.name != "exact_match" and len(scored_output(contract).shape) < 2:
         raise BadInputError(
             f"contract: quality.metric: {metric.name} needs an output of shape [batch, classes]",
             hint="use cosine for other outputs",

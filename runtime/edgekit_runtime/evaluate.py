@@ -77,7 +77,7 @@ def _quality(
     if len(truth) != len(scored):
         raise BadInputError(f"data: {len(truth)} labels for {len(scored)} samples")
     try:
-        return float(metric.score(scored, truth).mean())
+        return metric.value(metric.score(scored, truth))
     except ValueError as exc:
         raise BadInputError(
             f"data: labels of shape {truth.shape} do not fit outputs {scored.shape}: {exc}"

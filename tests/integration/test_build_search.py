@@ -38,11 +38,11 @@ def planted(registry, place):
     return add(registry, place, graphs.sensitive(), "planted")
 
 
-def run(registry, model, place, out, budget_s, **options):
+def run(registry, model, place, out, budget_s, *, name="rpi5", **options):
     record = build(
         registry,
         model,
-        [target.find("rpi5")],
+        [target.find(name)],
         place / out,
         writer=OciBundleWriter(),
         cache=Cache(place / "cache"),
@@ -50,7 +50,7 @@ def run(registry, model, place, out, budget_s, **options):
         time_budget_s=budget_s,
         **options,
     )
-    return record.variant("rpi5")
+    return record.variant(name)
 
 
 def test_without_time_the_first_round_decides_and_says_what_would_come_next(
@@ -95,3 +95,10 @@ def test_what_is_quantized_already_ships_as_it_is(registry, place):
     assert variant.candidate == "as-registered"
     assert variant.quality_drop == 0.0
     assert variant.size_bytes == variant.original_size_bytes
+
+
+def test_a_jetson_gets_symmetric_pairs_and_is_repaired_alike(registry, planted, place):
+    variant = run(registry, planted, place, "orin", 300.0, name="jetson-orin")
+    assert variant.outcome is Outcome.PASS
+    assert variant.candidate == "int8-trt-weights+float(l2)"
+    assert variant.validated == "none"

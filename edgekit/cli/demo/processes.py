@@ -159,8 +159,14 @@ class Daemons:
 
 
 def resident_mb(pid: int) -> float:
-    """Resident set of a process in MB, from ``/proc``."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    """Resident set of a process and all it started, in MB, from ``/proc``."""
+    root = Path(f"/proc/{pid}")
+    for line in (root / "status").read_text().splitlines():
         if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024.0
+            children = {child for task in root.glob("task/*/children") for child in _pids(task)}
+            return int(line.split()[1]) / 1024.0 + sum(resident_mb(child) for child in children)
     raise UnavailableError(f"/proc/{pid}/status has no VmRSS")
+
+
+def _pids(path: Path) -> list[int]:
+    return [int(word) for word in path.read_text().split()]

@@ -103,7 +103,7 @@ class FaultFigures(msgspec.Struct, kw_only=True):
 
 
 class AgentFigures(msgspec.Struct, kw_only=True):
-    """Agents as processes: median resident set from ``/proc``, start as the killed one reported."""
+    """Agents with their workers: median resident set, start as the killed one reported it."""
 
     rss_mb: float
     start_to_first_inference_s: float

@@ -15,6 +15,7 @@ from edgekit.build.candidates import (
     Structure,
     candidates_for,
 )
+from edgekit.build.judge import SliceDrop
 from edgekit.build.target import Gate, Validation
 from edgekit.contracts.contract import Budget, QualityBudget
 from edgekit.contracts.evaluation import Latency
@@ -188,6 +189,13 @@ def test_first_round_covers_schemes_operator_sets_and_granularity():
     assert layers["fp32"] == layers["fp16"] == ()
 
 
+def test_tensorrt_gets_symmetric_pairs_and_a_gpu_without_int8_none():
+    found = candidates_for(target.find("jetson-orin"), MIXED)
+    assert {c.scheme for c in found[1:]} == {Scheme.EXPLICIT}
+    assert {c.ops for c in found[1:]} == {Ops.WEIGHTS, Ops.CONV, Ops.BODY}
+    assert candidates_for(target.find("jetson-nano"), MIXED) == (FP32,)
+
+
 def test_what_is_quantized_already_is_passed_through():
     structure = msgspec.structs.replace(MIXED, quantized=True)
     assert candidates_for(target.find("rpi5"), structure) == (AS_REGISTERED,)
@@ -210,6 +218,21 @@ def test_what_gains_nothing_is_not_worth_an_error():
     assert names(select.preference(close, 0.02)) == ["fp32", "int8-b", "int8-a"]
     untimed = [noisy(INT8, 30, None, 0.1), noisy(OTHER, 32, None, 0.01)]
     assert names(select.preference(untimed, 0.02)) == ["int8-b", "int8-a"]
+
+
+def test_a_broken_slice_is_out_whatever_the_average_says():
+    broken = select.Figures(INT8, 30, drop(0, 0), None, drop(0, 0), 0.0, ("night",))
+    assert names(select.preference([figures(FP32, 100), broken], 0.02)) == ["fp32"]
+    assert "slice night" in select.explain(broken, figures(FP32, 100), 0.02)
+
+
+def test_slices_are_gated_by_bound_where_resolved_and_by_estimate_elsewhere():
+    resolved = SliceDrop("1", drop(0.0, 0.03), resolved=True)
+    small = SliceDrop("2", drop(0.0, 0.3), resolved=False)
+    worse = SliceDrop("3", drop(0.1, 0.3), resolved=False)
+    outcomes = [gates.in_slice(each, QUALITY).outcome for each in (resolved, small, worse)]
+    assert outcomes == [Outcome.FAIL, Outcome.PASS, Outcome.FAIL]
+    assert "too few for a bound" in gates.in_slice(small, QUALITY).reason
 
 
 def test_a_bound_that_the_evaluation_would_break_is_out_before_it():

@@ -4,7 +4,7 @@ from importlib import resources
 
 import pytest
 
-from edgekit.build import host, target
+from edgekit.build import host, jetpack, target
 from edgekit.build.host import Host
 from edgekit.build.target import Validation
 from edgekit.contracts.errors import BadInputError, UsageError
@@ -13,7 +13,58 @@ RPI5 = (resources.files("edgekit.build") / "targets" / "rpi5.toml").read_text()
 
 
 def test_shipped_profiles():
-    assert set(target.shipped()) == {"arm64-generic", "rpi4", "rpi5", "x86-64-v3", "x86-64-vnni"}
+    assert set(target.shipped()) == {
+        "arm64-generic",
+        "jetson-nano",
+        "jetson-orin",
+        "jetson-thor",
+        "jetson-xavier",
+        "rpi4",
+        "rpi5",
+        "x86-64-v3",
+        "x86-64-vnni",
+    }
+
+
+def test_every_jetson_has_a_release_that_runs_on_its_gpu():
+    found = {n: p for n, p in target.shipped().items() if p.jetpack}
+    assert {n for n, p in found.items() if p.agent} == {"jetson-orin", "jetson-thor"}
+    assert not found["jetson-nano"].tensorrt_int8
+    known = jetpack.releases()
+    for profile in found.values():
+        assert all(profile.sm in known[version].sm for version in profile.jetpack)
+        old = any(int(known[v].python.split(".")[1]) < 10 for v in profile.jetpack)
+        assert old is not profile.agent
+
+
+ORIN = (resources.files("edgekit.build") / "targets" / "jetson-orin.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"6.2"', '"9.9"', "jetpack: '9.9' is not known"),
+        ("sm = 87", "sm = 53", "JetPack 6.0 does not run on 53"),
+        ('"6.0", "6.2"', "", "jetpack: is needed"),
+    ],
+)
+def test_wrong_jetson_fields_are_named(old, new, message):
+    assert old in ORIN
+    with pytest.raises(BadInputError, match=message):
+        target.parse(ORIN.replace(old, new).encode(), "mine")
+
+
+def test_own_profiles_from_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEKIT_TARGETS", str(tmp_path))
+    assert set(target.known()) == set(target.shipped())
+    (tmp_path / "board.toml").write_text(RPI5.replace('name = "rpi5"', 'name = "my-board"'))
+    assert target.find("my-board").cores == 4
+    (tmp_path / "twin.toml").write_text(RPI5)
+    with pytest.raises(BadInputError, match="'rpi5' is taken"):
+        target.known()
+    monkeypatch.setenv("EDGEKIT_TARGETS", str(tmp_path / "none"))
+    with pytest.raises(BadInputError, match="cannot read"):
+        target.find("rpi5")
 
 
 @pytest.mark.parametrize(

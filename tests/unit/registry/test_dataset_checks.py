@@ -78,7 +78,6 @@ def test_missing_or_unknown_files_say_what_is_expected(tmp_path, name):
         ("a,b\n1,2\n3\n", "line 3 has 1 columns"),
         ("a,b\n1,x\n", "numeric|could not convert"),
         ("a,b\n", "no samples"),
-        ("a,labels\n1,0.5\n", "not integers"),
     ],
 )
 def test_csv_faults_are_located(tmp_path, text, message):
