@@ -62,7 +62,15 @@ def waves(place, registry):
 def run(registry, model, out, cache, names=TARGETS, **options):
     profiles = [target.find(name) for name in names]
     return build(
-        registry, model, profiles, out, writer=OciBundleWriter(), cache=cache, host=HOST, **options
+        registry,
+        model,
+        profiles,
+        out,
+        writer=OciBundleWriter(),
+        cache=cache,
+        host=HOST,
+        time_budget_s=0.0,  # the search has tests of its own
+        **options,
     )
 
 
