@@ -24,7 +24,9 @@ from edgekit.contracts.errors import BadInputError
 from edgekit.stats import bounds
 
 Array = npt.NDArray[Any]
-_SUM_SLACK = 1e-3  # of shares in half precision, whose sum is not exactly one
+# How far from one shares may sum: a softmax quantized to eight bits rounds each class by up to
+# 1/512. Taken for scores, its shares would be squashed to a confidence of about 0.7.
+_SUM_SLACK = 0.05
 LABELS = "labels"  # name of the array that holds the truth in a data set
 SLICE = "slice"  # name of the array that says which slice a sample belongs to
 
@@ -80,11 +82,12 @@ def _rows(scores: Array) -> Array:
 
 
 def probabilities(outputs: Array) -> Array:
-    """Class probabilities along the last axis: as given when they are, else by softmax."""
+    """Class probabilities along the last axis: as given (summing to one) if they are, or softmax."""
     values = np.asarray(outputs, dtype=np.float64)
-    sums = values.sum(axis=-1)
+    sums = values.sum(axis=-1, keepdims=True)
     if (values >= 0.0).all() and (np.abs(sums - 1.0) <= _SUM_SLACK).all():
-        return values
+        given: Array = values / sums
+        return given
     shifted = np.exp(values - values.max(axis=-1, keepdims=True))
     result: Array = shifted / shifted.sum(axis=-1, keepdims=True)
     return result
@@ -104,7 +107,7 @@ def top_of_row(row: Array) -> tuple[int, float]:
     if not math.isfinite(total):
         return -1, math.nan
     if abs(total - 1.0) <= _SUM_SLACK and np.minimum.reduce(row) >= 0:
-        return best, float(row[best])
+        return best, float(row[best]) / total
     values = row.astype(np.float64)
     return best, float(1.0 / np.add.reduce(np.exp(values - values[best])))
 

@@ -63,6 +63,14 @@ def test_an_answer_with_nan_is_wrong_in_every_metric():
     assert metrics.METRICS["cosine"].score(outputs, np.array([[0.1, 0.9], [1.0, 0]]))[1] == -1.0
 
 
+def test_a_quantized_softmax_is_still_a_softmax():
+    """Eight bits: 254/255 instead of 1. Squashed by another softmax it would say 0.73."""
+    row = np.array([254.0, 0.0]) / 255.0
+    assert metrics.probabilities(row[None])[0].tolist() == [1.0, 0.0]
+    assert metrics.top_of_row(row.astype(np.float32)) == (0, pytest.approx(1.0))
+    assert metrics.top_of_row(np.array([3.0, 1.0]))[1] == pytest.approx(1 / (1 + np.exp(-2.0)))
+
+
 def test_bins_count_everything_once_and_name_their_edges():
     edges = bins.Bins((0.0, 1.0, 2.0))
     counts = edges.count(np.array([-1.0, 0.0, 0.5, 1.0, 2.0, 9.0, np.nan]))
