@@ -82,7 +82,7 @@ def _rows(scores: Array) -> Array:
 
 
 def probabilities(outputs: Array) -> Array:
-    """Class probabilities along the last axis: as given (summing to one) if they are, or softmax."""
+    """Class probabilities along the last axis: as given (summing to one), else by softmax."""
     values = np.asarray(outputs, dtype=np.float64)
     sums = values.sum(axis=-1, keepdims=True)
     if (values >= 0.0).all() and (np.abs(sums - 1.0) <= _SUM_SLACK).all():
