@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from edgekit.build.ports import BundleContent, BundleHead, WrittenBundle
 from edgekit.contracts import codec
 from edgekit.contracts.bundle import (
     ARTIFACT_TYPE,
     CONFIG_MEDIA_TYPE,
-    FILE_MEDIA_TYPE,
+    FILE_PATH,
     BundleFile,
     BundleManifest,
+    media_type,
     validate,
 )
 from edgekit.contracts.oci import TITLE, Descriptor, Manifest
@@ -38,15 +41,9 @@ class OciBundleWriter:
         with transaction(layout) as change:
             layers: list[Descriptor] = []
             for content in files:
-                stored = change.put(content.source, FILE_MEDIA_TYPE)
-                layers.append(
-                    Descriptor(
-                        media_type=FILE_MEDIA_TYPE,
-                        digest=stored.digest,
-                        size=stored.size,
-                        annotations={TITLE: content.path},
-                    )
-                )
+                stored = change.put(content.source, media_type(content.role))
+                named = {TITLE: content.path, FILE_PATH: content.path}
+                layers.append(msgspec.structs.replace(stored, annotations=named))
             manifest = validate(
                 BundleManifest(
                     model=head.model,
