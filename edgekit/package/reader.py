@@ -15,7 +15,13 @@ from edgekit.contracts import bundle, codec, digest
 from edgekit.contracts.bundle import BundleManifest, Role
 from edgekit.contracts.errors import BadInputError, translate_os_errors
 from edgekit.contracts.limits import DOCUMENT_BYTES_MAX
-from edgekit.contracts.oci import REF_NAME, Descriptor, LayoutReader, Manifest
+from edgekit.contracts.oci import (
+    MANIFEST_MEDIA_TYPE,
+    REF_NAME,
+    Descriptor,
+    LayoutReader,
+    Manifest,
+)
 from edgekit.registry import files
 
 
@@ -120,8 +126,10 @@ def find_all(text: str) -> list[VerifiedBundle]:
     reader, reference = split_reference(text)
     if reference is not None:
         return [read(reader, reader.resolve(reference))]
-    kept = (m for m in reader.index().manifests if m.artifact_type in (None, bundle.ARTIFACT_TYPE))
-    return [read(reader, entry.digest) for entry in kept]
+    entries = [m for m in reader.index().manifests if m.media_type == MANIFEST_MEDIA_TYPE]
+    return [
+        read(reader, entry.digest) for entry in entries if is_bundle(reader.manifest(entry.digest))
+    ]
 
 
 def unpack(source: VerifiedBundle, out: Path) -> None:
