@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from edgekit import __version__
-from edgekit.cli import broker, bundle, dataset, fleet, model, output, release, targets, transfer
+from edgekit.cli import (
+    broker,
+    bundle,
+    dataset,
+    fleet,
+    image,
+    model,
+    output,
+    release,
+    targets,
+    transfer,
+)
 from edgekit.cli.build import build
 from edgekit.cli.demo.command import demo
 from edgekit.cli.doctor import doctor
@@ -27,6 +38,7 @@ app.add_typer(targets.app, name="targets")
 app.command()(build)
 app.command()(bundle.inspect)
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(image.app, name="image")
 app.command()(transfer.push)
 app.command()(transfer.pull)
 app.add_typer(release.app, name="release")
