@@ -35,7 +35,7 @@ from edgekit.contracts.oci import (
     Manifest,
     Platform,
 )
-from edgekit.package import feasible, in_image, rootfs, tar, wheels
+from edgekit.package import evidence, feasible, in_image, rootfs, tar, wheels
 from edgekit.package.bundle import tag_of
 from edgekit.package.layout import LayoutTransaction, transaction
 from edgekit.package.reader import VerifiedBundle
@@ -249,6 +249,9 @@ def _model_layer(plan: Plan, below: Sequence[Layer], path: Path, epoch: int) -> 
         "bundle/index.json": index,
         "selftest.npz": _selftest_data(bundle),
         "contents.json": codec.encode_pretty(contents),
+        "sbom.cdx.json": evidence.image_sbom(
+            plan.pins, plan.base_digest, bundle.manifest.model, bundle.manifest.version
+        ),
     }
     entries = [*blobs, *(tar.file(f"{HOME}/{name}", data) for name, data in small.items())]
     return Layer(path, tar.write(entries, path, mtime=epoch), "model")
@@ -300,9 +303,9 @@ def labels(plan: Plan, created: str) -> dict[str, str]:
         "org.opencontainers.image.version": manifest.version,
         "org.opencontainers.image.created": created,
         "org.opencontainers.image.base.digest": plan.base_digest,
-        "ai.edgekit.target": manifest.target,
-        "ai.edgekit.bundle": plan.bundle.digest,
-        "ai.edgekit.engine": f"{manifest.engine} {plan.pins.get(manifest.engine, '')}".strip(),
+        "edgekit.target": manifest.target,
+        "edgekit.bundle": plan.bundle.digest,
+        "edgekit.engine": f"{manifest.engine} {plan.pins.get(manifest.engine, '')}".strip(),
     }
 
 

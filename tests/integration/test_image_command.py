@@ -54,7 +54,7 @@ def test_two_platforms_under_one_name(place, built):
     config = json.loads(layout.read_blob(manifest.config.digest, bytes_max=100_000))
     assert config["architecture"] == "arm64"
     assert config["config"]["User"] == "65532:65532"
-    assert config["config"]["Labels"]["ai.edgekit.target"] == "rpi5"
+    assert config["config"]["Labels"]["edgekit.target"] == "rpi5"
     assert len(config["rootfs"]["diff_ids"]) == len(manifest.layers) == 4
 
 
