@@ -161,11 +161,26 @@ def _failure(stderr: str, facts: BaseFacts, engine: str) -> EdgekitError:
     requirement = f"{missing[1]}=={missing[2]}"
     assert facts.glibc is not None
     assert facts.python is not None
-    newer = [m for m, _ in feasible.KNOWN_BASES if m > facts.glibc[1]]
-    glibc = next((m for m in newer if _exists(requirement, facts, (2, m), facts.python)), None)
+    glibc = _lowest_glibc(requirement, facts, facts.glibc[1], facts.python)
     others = [m for m in (10, 11, 12, 13) if m != facts.python[1]] if glibc is None else []
     pythons = [m for m in others if _exists(requirement, facts, facts.glibc, (3, m))]
     return feasible.infeasible(f"{missing[1]} {missing[2]}", facts, engine, glibc, pythons)
+
+
+def _lowest_glibc(
+    requirement: str, facts: BaseFacts, lacking: int, python: tuple[int, int]
+) -> int | None:
+    """The lowest glibc 2.x with a wheel, None without one: a newer one accepts what older do."""
+    enough = feasible.KNOWN_BASES[-1][0]
+    if enough <= lacking or not _exists(requirement, facts, (2, enough), python):
+        return None
+    while enough - lacking > 1:
+        middle = (enough + lacking) // 2
+        if _exists(requirement, facts, (2, middle), python):
+            enough = middle
+        else:
+            lacking = middle
+    return enough
 
 
 def _exists(
