@@ -8,13 +8,23 @@ from typing import Annotated
 import typer
 
 from edgekit import __version__
-from edgekit.cli import broker, dataset, fleet, model, output, release, targets
+from edgekit.cli import (
+    broker,
+    bundle,
+    dataset,
+    fleet,
+    image,
+    model,
+    output,
+    release,
+    targets,
+    transfer,
+)
 from edgekit.cli.build import build
 from edgekit.cli.demo.command import demo
 from edgekit.cli.doctor import doctor
 from edgekit.cli.explain import explain
 from edgekit.cli.infer import infer
-from edgekit.cli.inspect import inspect
 from edgekit.contracts.errors import UsageError
 
 app = typer.Typer(
@@ -28,9 +38,13 @@ app.add_typer(model.app, name="model")
 app.add_typer(dataset.app, name="dataset")
 app.add_typer(targets.app, name="targets")
 app.command()(build)
-app.command()(inspect)
 app.command()(explain)
 app.command()(infer)
+app.command()(bundle.inspect)
+app.add_typer(bundle.app, name="bundle")
+app.add_typer(image.app, name="image")
+app.command()(transfer.push)
+app.command()(transfer.pull)
 app.add_typer(release.app, name="release")
 app.add_typer(fleet.app, name="fleet")
 app.add_typer(broker.app, name="broker")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -20,13 +19,14 @@ from edgekit.contracts.errors import (
     ResourceError,
     UnavailableError,
     UsageError,
-    translate_os_errors,
 )
-from edgekit.contracts.limits import OCI_MANIFEST_BYTES_MAX
+from edgekit.package import transfer
+from edgekit.package.reference import Reference
+from edgekit.package.registry import Registry
+from edgekit.package.transfer import Moved
 
 MANAGER_DEFAULT = "http://127.0.0.1:8470"
 MANAGER_ENV = "EDGEKIT_MANAGER"
-CHUNK_BYTES = 1024 * 1024
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 
 
@@ -45,12 +45,6 @@ def manager_url(given: str | None) -> str:
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"manager {url!r} is not a URL", hint=f"for example {MANAGER_DEFAULT}")
     return url.rstrip("/")
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
 
 
 def _refusal(response: httpx.Response) -> EdgekitError:
@@ -125,7 +119,7 @@ class ManagerClient:
         layout: oci.LayoutReader,
         repository: str,
         manifest_digest: str,
-        progress: Callable[[str, int, bool], None],
+        progress: Callable[[Moved], None],
     ) -> None:
         """Push a bundle's blobs, those that are missing, then its manifest.
 
@@ -133,28 +127,12 @@ class ManagerClient:
             layout: where the bundle lies.
             repository: where it goes.
             manifest_digest: which bundle.
-            progress: called with digest, bytes and whether the blob had to be sent.
+            progress: called with each blob.
 
         Raises:
             BadInputError: a blob is missing or altered; nothing refers to what was pushed.
         """
-        manifest = layout.manifest(manifest_digest)
-        for descriptor in (manifest.config, *manifest.layers):
-            path = layout.verify_blob(descriptor)
-            where = f"/v2/{repository}/blobs/{descriptor.digest}"
-            missing = self.request("HEAD", where).status_code == 404
-            if missing:
-                with translate_os_errors("read", path):
-                    self.request(
-                        "POST",
-                        f"/v2/{repository}/blobs/uploads/",
-                        params={"digest": descriptor.digest},
-                        content=_chunks(path),
-                        headers={"Content-Length": str(descriptor.size)},
-                        timeout=httpx.Timeout(300.0, connect=5.0),
-                    )
-            progress(descriptor.digest, descriptor.size, missing)
-        raw = layout.read_blob(manifest_digest, bytes_max=OCI_MANIFEST_BYTES_MAX)
-        headers = {"Content-Type": manifest.media_type}
-        where = f"/v2/{repository}/manifests/{manifest_digest}"
-        self.request("PUT", where, content=raw, headers=headers)
+        self.request("GET", "/v2/")  # says best what is wrong when the manager is not there
+        scheme, _, host = self.url.partition("://")
+        with Registry(Reference(scheme, host, repository, None, None), environ={}) as registry:
+            transfer.push(registry, layout, manifest_digest, [manifest_digest], progress)

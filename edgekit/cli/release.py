@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgekit.cli import output, release_file
 from edgekit.contracts import codec, digest
 from edgekit.contracts.ids import check_name
+
+if TYPE_CHECKING:
+    from edgekit.package.transfer import Moved
 
 app = typer.Typer(no_args_is_help=True, help="Create and publish releases.")
 
@@ -61,11 +64,13 @@ def publish(
         from edgekit.cli.manager_client import ManagerClient
     sent = skipped = 0
 
-    def progress(blob: str, size: int, was_sent: bool) -> None:
+    def progress(blob: Moved) -> None:
         nonlocal sent, skipped
-        sent, skipped = (sent + size, skipped) if was_sent else (sent, skipped + size)
-        if was_sent:
-            output.note(f"  sent {digest.short(blob)} ({size / 1024:.0f} KiB)")
+        if not blob.transferred:
+            skipped += blob.size
+            return
+        sent += blob.size
+        output.note(f"  sent {digest.short(blob.digest)} ({blob.size / 1024:.0f} KiB)")
 
     with ManagerClient(manager) as client:
         for number, (target, variant) in enumerate(sorted(document.variants.items()), start=1):

@@ -19,6 +19,8 @@ from edgekit.contracts.limits import BUNDLE_FILES_MAX, MODEL_BYTES_MAX
 ARTIFACT_TYPE = "application/vnd.edgekit.bundle.v1"
 CONFIG_MEDIA_TYPE = "application/vnd.edgekit.bundle.config.v1+json"
 FILE_MEDIA_TYPE = "application/vnd.edgekit.bundle.file.v1"
+# Path of a layer's file: CNCF ModelPack spec (modelpack/model-spec, docs/annotations.md).
+FILE_PATH = "org.cncf.model.filepath"
 
 
 class Role(str, Enum):
@@ -32,6 +34,25 @@ class Role(str, Enum):
     CALIBRATION = "calibration"  # confidence calibration table
     CARD = "card"
     EVIDENCE = "evidence"
+    SBOM = "sbom"  # CycloneDX, with its ML part
+    PROVENANCE = "provenance"  # in-toto statement with a SLSA provenance predicate
+
+
+# Layer media types of the ModelPack spec (specs-go/v1/mediatype.go) where it has one that fits.
+_MODEL_PACK = "application/vnd.cncf.model"
+_MEDIA_TYPES = {
+    Role.MODEL: f"{_MODEL_PACK}.weight.v1.raw",
+    Role.CONTRACT: f"{_MODEL_PACK}.weight.config.v1.raw",
+    Role.GOLDEN: f"{_MODEL_PACK}.dataset.v1.raw",
+    Role.CARD: f"{_MODEL_PACK}.doc.v1.raw",
+    Role.SBOM: "application/vnd.cyclonedx+json",
+    Role.PROVENANCE: "application/vnd.in-toto+json",
+}
+
+
+def media_type(role: Role) -> str:
+    """Media type of the OCI layer that carries a file with ``role``."""
+    return _MEDIA_TYPES.get(role, FILE_MEDIA_TYPE)
 
 
 class BundleFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,13 +111,23 @@ def validate(manifest: BundleManifest) -> BundleManifest:
         )
     seen: set[str] = set()
     for entry in manifest.files:
-        path = PurePosixPath(entry.path)
-        if path.is_absolute() or ".." in path.parts or "\\" in entry.path or entry.path in seen:
+        if not _is_safe(entry.path) or entry.path in seen:
             raise BadInputError(f"{name}: file path {entry.path!r} is unsafe or repeated")
         seen.add(entry.path)
         digest.parse(entry.sha256)
         if not 0 <= entry.size <= MODEL_BYTES_MAX:
             raise BadInputError(f"{name}: file {entry.path}: size {entry.size} is out of bounds")
+    for path in seen:
+        above = next((str(p) for p in PurePosixPath(path).parents if str(p) in seen), None)
+        if above is not None:
+            raise BadInputError(f"{name}: {above!r} is a file and the folder of {path!r}")
     manifest.required(Role.MODEL)
     manifest.required(Role.CONTRACT)
     return manifest
+
+
+def _is_safe(text: str) -> bool:
+    """Whether a path is relative, in normal form, and stays in its folder on every system."""
+    path = PurePosixPath(text)
+    normal = bool(path.parts) and str(path) == text and not path.is_absolute()
+    return normal and ".." not in path.parts and "\\" not in text and text.isprintable()

@@ -17,10 +17,23 @@ from edgekit.contracts.limits import OCI_MANIFEST_BYTES_MAX
 
 MANIFEST_MEDIA_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_MEDIA_TYPE = "application/vnd.oci.image.index.v1+json"
+# Docker's older names for the same two shapes (image-spec v1.1 media-types.md, compatibility).
+DOCKER_MANIFEST_MEDIA_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_INDEX_MEDIA_TYPE = "application/vnd.docker.distribution.manifest.list.v2+json"
+MANIFEST_MEDIA_TYPES = (MANIFEST_MEDIA_TYPE, DOCKER_MANIFEST_MEDIA_TYPE)
+INDEX_MEDIA_TYPES = (INDEX_MEDIA_TYPE, DOCKER_INDEX_MEDIA_TYPE)
 TITLE = "org.opencontainers.image.title"
 REF_NAME = "org.opencontainers.image.ref.name"
 LAYOUT_FILE = "oci-layout"
 INDEX_FILE = "index.json"
+
+
+class Platform(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """What an image runs on, in Go's names."""
+
+    architecture: str
+    os: str
+    variant: str | None = None
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -31,6 +44,7 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit
     size: int
     annotations: dict[str, str] = {}
     artifact_type: str | None = None
+    platform: Platform | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=False):
@@ -50,6 +64,40 @@ class Index(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     schema_version: int = 2
     media_type: str = INDEX_MEDIA_TYPE
     manifests: tuple[Descriptor, ...] = ()
+
+
+class _Shape(msgspec.Struct, rename="camel"):
+    media_type: str = ""
+    manifests: tuple[msgspec.Raw, ...] | None = None
+
+
+def decode_any(raw: bytes, what: str) -> Manifest | Index:
+    """Decode a manifest or an index, whichever ``raw`` is, and check its digests and sizes.
+
+    Raises:
+        BadInputError: neither, malformed, or of another media type.
+    """
+    shape = codec.decode(_Shape, raw, what=what, bytes_max=OCI_MANIFEST_BYTES_MAX)
+    if shape.media_type in INDEX_MEDIA_TYPES or (not shape.media_type and shape.manifests):
+        return check_index(codec.decode(Index, raw, what=what), what)
+    if shape.media_type in (*MANIFEST_MEDIA_TYPES, ""):
+        return check_manifest(codec.decode(Manifest, raw, what=what), what)
+    raise BadInputError(f"{what}: media type {shape.media_type[:80]!r} is not known")
+
+
+def check_index(index: Index, what: str) -> Index:
+    """Return ``index`` when every digest and size in it is well formed.
+
+    Raises:
+        BadInputError: otherwise.
+    """
+    if index.schema_version != 2:
+        raise BadInputError(f"{what}: schemaVersion {index.schema_version} is not 2")
+    for descriptor in index.manifests:
+        digest.parse(descriptor.digest)
+        if descriptor.size < 0:
+            raise BadInputError(f"{what}: negative size for {descriptor.digest}")
+    return index
 
 
 def check_manifest(manifest: Manifest, what: str) -> Manifest:
@@ -128,6 +176,11 @@ class LayoutReader:
         raw = self.read_blob(manifest_digest, bytes_max=OCI_MANIFEST_BYTES_MAX)
         what = f"manifest {digest.short(manifest_digest)}"
         return check_manifest(codec.decode(Manifest, raw, what=what), what)
+
+    def manifest_or_index(self, manifest_digest: str) -> Manifest | Index:
+        """The verified manifest or index with this digest."""
+        raw = self.read_blob(manifest_digest, bytes_max=OCI_MANIFEST_BYTES_MAX)
+        return decode_any(raw, f"manifest {digest.short(manifest_digest)}")
 
     def resolve(self, reference: str | None = None) -> str:
         """Digest of the manifest tagged ``reference``, or of the only one when None.

@@ -8,24 +8,59 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from edgekit.build.ports import BundleContent, BundleHead, WrittenBundle
 from edgekit.contracts import codec
 from edgekit.contracts.bundle import (
     ARTIFACT_TYPE,
     CONFIG_MEDIA_TYPE,
-    FILE_MEDIA_TYPE,
+    FILE_PATH,
     BundleFile,
     BundleManifest,
+    Role,
+    media_type,
     validate,
 )
 from edgekit.contracts.oci import TITLE, Descriptor, Manifest
-from edgekit.package.layout import transaction
+from edgekit.package import evidence
+from edgekit.package.layout import LayoutTransaction, transaction
 
 
 def tag_of(model: str, version: str, target: str) -> str:
     """The reference a bundle is tagged with."""
     return f"{model}-{version}-{target}"
+
+
+def _store(change: LayoutTransaction, content: BundleContent) -> Descriptor:
+    stored = change.put(content.source, media_type(content.role))
+    named = {TITLE: content.path, FILE_PATH: content.path}
+    return msgspec.structs.replace(stored, annotations=named)
+
+
+def _entry(content: BundleContent, layer: Descriptor) -> BundleFile:
+    return BundleFile(
+        path=content.path, role=content.role.value, sha256=layer.digest, size=layer.size
+    )
+
+
+def _documents(
+    head: BundleHead, files: Sequence[BundleContent], entries: Sequence[BundleFile]
+) -> list[BundleContent]:
+    """SBOM and provenance of a bundle that carries its build's evidence; none without."""
+    found = next((content for content in files if content.role is Role.EVIDENCE), None)
+    if found is None:
+        return []
+    raw = found.source if isinstance(found.source, bytes) else found.source.read_bytes()
+    record = codec.decode(dict[str, Any], raw, what=found.path)
+    sbom = codec.encode_pretty(evidence.sbom(head, entries, record))
+    statement = codec.encode(evidence.provenance(head, entries, record))
+    return [
+        BundleContent("sbom.cdx.json", Role.SBOM, sbom),
+        BundleContent("provenance.intoto.json", Role.PROVENANCE, statement),
+    ]
 
 
 class OciBundleWriter:
@@ -36,17 +71,11 @@ class OciBundleWriter:
     ) -> WrittenBundle:
         """See `BundleWriter.write`."""
         with transaction(layout) as change:
-            layers: list[Descriptor] = []
-            for content in files:
-                stored = change.put(content.source, FILE_MEDIA_TYPE)
-                layers.append(
-                    Descriptor(
-                        media_type=FILE_MEDIA_TYPE,
-                        digest=stored.digest,
-                        size=stored.size,
-                        annotations={TITLE: content.path},
-                    )
-                )
+            layers = [_store(change, content) for content in files]
+            entries = [_entry(content, layer) for content, layer in zip(files, layers, strict=True)]
+            for content in _documents(head, files, entries):
+                layers.append(_store(change, content))
+                entries.append(_entry(content, layers[-1]))
             manifest = validate(
                 BundleManifest(
                     model=head.model,
@@ -56,15 +85,7 @@ class OciBundleWriter:
                     engine=head.engine,
                     engine_versions=head.engine_versions,
                     labels=head.labels,
-                    files=tuple(
-                        BundleFile(
-                            path=content.path,
-                            role=content.role.value,
-                            sha256=layer.digest,
-                            size=layer.size,
-                        )
-                        for content, layer in zip(files, layers, strict=True)
-                    ),
+                    files=tuple(entries),
                 )
             )
             config = change.put(codec.encode(manifest), CONFIG_MEDIA_TYPE)

@@ -64,8 +64,12 @@ class LayoutTransaction:
             annotations={REF_NAME: reference},
             artifact_type=manifest.artifact_type,
         )
-        self._entries[reference] = entry
+        self.point(reference, entry)
         return entry
+
+    def point(self, reference: str, entry: Descriptor) -> None:
+        """Let ``reference`` point at a manifest or index that was `put`."""
+        self._entries[reference] = entry
 
     def untag(self, reference: str) -> None:
         """Remove ``reference``; its blobs stay until they are collected."""
@@ -132,6 +136,7 @@ def _remove_empty(root: Path, created: list[Path]) -> None:
     if root in created:
         (root / LAYOUT_FILE).unlink(missing_ok=True)
     for folder in (root / "blobs" / "sha256", root / "blobs", *created):
-        if not folder.is_dir() or any(folder.iterdir()):
-            return
-        folder.rmdir()
+        if folder.is_dir():
+            if any(folder.iterdir()):
+                return
+            folder.rmdir()

@@ -30,7 +30,7 @@ from edgekit.contracts.errors import (
 )
 from edgekit.contracts.release import Release
 from edgekit.contracts.release import validate as validate_release
-from edgekit_fleet import registry_api, views
+from edgekit_fleet import registry_api, registry_push, views
 from edgekit_fleet.artifacts import ArtifactStore
 from edgekit_fleet.errors import NotFoundError
 from edgekit_fleet.queries import Queries
@@ -230,7 +230,9 @@ def create_app(
 
     app.include_router(_reads(queries, health, clock))
     app.include_router(_writes(database, queries, store, clock))
-    app.include_router(registry_api.router(store))
+    artifacts = registry_api.router(store)
+    registry_push.add(artifacts, store)
+    app.include_router(artifacts)
 
     @app.exception_handler(EdgekitError)
     async def refused(_request: Request, error: EdgekitError) -> Response:

@@ -12,15 +12,16 @@ import hashlib
 import os
 import re
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from edgekit.contracts import codec, digest, oci
+from edgekit.contracts import digest, oci
 from edgekit.contracts.errors import BadInputError, ResourceError, translate_os_errors
 from edgekit.contracts.ids import check_name
-from edgekit.contracts.limits import MODEL_BYTES_MAX, OCI_MANIFEST_BYTES_MAX
+from edgekit.contracts.limits import MODEL_BYTES_MAX
 from edgekit_fleet.errors import MissingBlobError
 
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -49,47 +50,45 @@ def fsync_folder(folder: Path) -> None:
 class BlobWriter:
     """One upload: hashed while it is written, visible only after `finish`."""
 
-    def __init__(self, store: ArtifactStore, expected: str) -> None:
-        self._target = store.blob_path(expected)
-        self._expected = expected
+    def __init__(self, store: ArtifactStore) -> None:
+        self._store = store
         self._path = store.uploads / uuid.uuid4().hex
         self._hash = hashlib.sha256()
-        self._size = 0
+        self.size = 0
         with translate_os_errors("write", self._path):
             self._file: BinaryIO = self._path.open("wb")
 
     def write(self, chunk: bytes) -> None:
-        """Append ``chunk``.
+        """Append ``chunk``; after a failure the upload can only be discarded.
 
         Raises:
             ResourceError: disk full, or larger than any blob may be.
         """
-        self._size += len(chunk)
-        if self._size > MODEL_BYTES_MAX:
-            raise ResourceError(
-                f"blob {digest.short(self._expected)}: over {MODEL_BYTES_MAX} bytes"
-            )
+        self.size += len(chunk)
+        if self.size > MODEL_BYTES_MAX:
+            raise ResourceError(f"upload: over {MODEL_BYTES_MAX} bytes")
         self._hash.update(chunk)
         with translate_os_errors("write", self._path):
             self._file.write(chunk)
 
-    def finish(self) -> None:
+    def finish(self, expected: str) -> None:
         """Verify and publish the blob.
 
         Raises:
             BadInputError: the bytes are not those of the digest.
         """
+        target = self._store.blob_path(expected)
         found = "sha256:" + self._hash.hexdigest()
-        if found != self._expected:
+        if found != expected:
             raise BadInputError(
-                f"upload is {digest.short(found)}, not the {digest.short(self._expected)} announced"
+                f"upload is {digest.short(found)}, not the {digest.short(expected)} announced"
             )
         with translate_os_errors("write", self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            self._path.replace(self._target)
-            fsync_folder(self._target.parent)
+            self._path.replace(target)
+            fsync_folder(target.parent)
 
     def discard(self) -> None:
         """Remove what is left of an upload that did not finish; harmless after `finish`."""
@@ -164,7 +163,7 @@ class ArtifactStore:
 
         Raises:
             BadInputError: not a manifest, or another digest than announced.
-        MissingBlobError: a blob it refers to is not here.
+            MissingBlobError: a blob or manifest it refers to is not here.
         """
         folder = self._repository(name)
         what = f"manifest {name}@{reference[:80]}"
@@ -174,23 +173,44 @@ class ArtifactStore:
             raise BadInputError(f"{what}: the bytes have digest {digest.short(found)}")
         if not is_digest and not _TAG.fullmatch(reference):
             raise BadInputError(f"reference {reference[:80]!r} is neither a digest nor a tag")
-        manifest = codec.decode(oci.Manifest, raw, what=what, bytes_max=OCI_MANIFEST_BYTES_MAX)
-        oci.check_manifest(manifest, what)
-        for blob in (manifest.config, *manifest.layers):
-            if self.size(blob.digest) != blob.size:
-                raise MissingBlobError(
-                    f"{what}: blob {digest.short(blob.digest)} is not here", hint="push it first"
-                )
-        writer = BlobWriter(self, found)
+        manifest = oci.decode_any(raw, what)
+        for missing in self._missing(folder, manifest):
+            raise MissingBlobError(
+                f"{what}: blob {digest.short(missing)} is not here", hint="push it first"
+            )
+        writer = BlobWriter(self)
         try:
             writer.write(raw)
-            writer.finish()
+            writer.finish(found)
         finally:
             writer.discard()
         self._write(folder / "manifests" / digest.hex_of(found), manifest.media_type)
         if not is_digest:
             self._write(folder / "tags" / reference, found)
         return found
+
+    def _missing(self, folder: Path, manifest: oci.Manifest | oci.Index) -> Iterator[str]:
+        """What ``manifest`` refers to and repository ``folder`` lacks."""
+        if isinstance(manifest, oci.Index):
+            for entry in manifest.manifests:
+                if not (folder / "manifests" / digest.hex_of(entry.digest)).is_file():
+                    yield entry.digest
+        else:
+            for blob in (manifest.config, *manifest.layers):
+                if self.size(blob.digest) != blob.size:
+                    yield blob.digest
+
+    def tags(self, name: str) -> list[str] | None:
+        """Tags of a repository in lexical order; None when there is no such repository.
+
+        Raises:
+            BadInputError: malformed name.
+        """
+        folder = self._repository(name)
+        if not (folder / "manifests").is_dir():
+            return None
+        tags = folder / "tags"
+        return sorted(entry.name for entry in tags.iterdir()) if tags.is_dir() else []
 
     def _write(self, path: Path, text: str) -> None:
         with translate_os_errors("write", path):

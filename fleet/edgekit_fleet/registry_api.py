@@ -1,4 +1,4 @@
-"""OCI distribution API (distribution-spec v1.1): pull with Range, push in one request.
+"""Pull side of the OCI distribution API (distribution-spec v1.1): Range, ETag, tags.
 
 Errors have the spec's form: ``{"errors": [{"code", "message"}]}``. Bodies are streamed, never held.
 """
@@ -10,16 +10,13 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
-from starlette.concurrency import run_in_threadpool
 
-from edgekit.contracts import codec, digest
-from edgekit.contracts.errors import BadInputError, ResourceError
-from edgekit.contracts.limits import OCI_MANIFEST_BYTES_MAX
-from edgekit_fleet.artifacts import ArtifactStore, BlobWriter, check_repository, parse_range
-from edgekit_fleet.errors import MissingBlobError
+from edgekit.contracts import codec
+from edgekit.contracts.errors import BadInputError
+from edgekit_fleet.artifacts import ArtifactStore, check_repository, parse_range
 
 CHUNK_BYTES = 1024 * 1024
-_VERSION = {"Docker-Distribution-Api-Version": "registry/2.0"}
+VERSION = {"Docker-Distribution-Api-Version": "registry/2.0"}
 
 
 def oci_error(status: int, code: str, message: str, **headers: str) -> Response:
@@ -28,7 +25,7 @@ def oci_error(status: int, code: str, message: str, **headers: str) -> Response:
         codec.encode({"errors": [{"code": code, "message": message}]}),
         status_code=status,
         media_type="application/json",
-        headers=_VERSION | {name.replace("_", "-"): value for name, value in headers.items()},
+        headers=VERSION | {name.replace("_", "-"): value for name, value in headers.items()},
     )
 
 
@@ -41,15 +38,19 @@ def _chunks(path: Path, first: int, last: int) -> Iterator[bytes]:
             yield chunk
 
 
-def _serve(request: Request, path: Path, blob: str, media_type: str) -> Response:
+_FOREVER = "public, max-age=31536000, immutable"  # the name is the content
+_ASK_AGAIN = "no-cache"  # a tag may move; the ETag makes asking cheap
+
+
+def _serve(request: Request, path: Path, blob: str, media_type: str, cache: str) -> Response:
     """Answer GET or HEAD for the verified file ``path``, whole or in part."""
     size = path.stat().st_size
     etag = f'"{blob}"'
-    headers = _VERSION | {
+    headers = VERSION | {
         "Docker-Content-Digest": blob,
         "ETag": etag,
         "Accept-Ranges": "bytes",
-        "Cache-Control": "public, max-age=31536000, immutable",  # the name is the content
+        "Cache-Control": cache,
     }
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
@@ -72,27 +73,11 @@ def _serve(request: Request, path: Path, blob: str, media_type: str) -> Response
     )
 
 
-async def _receive(request: Request, store: ArtifactStore, expected: str) -> None:
-    writer = await run_in_threadpool(BlobWriter, store, expected)
-    try:
-        async for chunk in request.stream():
-            await run_in_threadpool(writer.write, chunk)
-        await run_in_threadpool(writer.finish)
-    finally:
-        writer.discard()
-
-
-def _refusal(exc: BadInputError | ResourceError, code: str) -> Response:
-    if isinstance(exc, ResourceError):
-        return oci_error(507, "TOOMANYREQUESTS", exc.message)
-    return oci_error(400, code, exc.message)
-
-
 def router(store: ArtifactStore) -> APIRouter:
-    """The routes under ``/v2``."""
+    """The pull routes under ``/v2``; `registry_push.add` adds the others."""
     routes = APIRouter(prefix="/v2", tags=["artifacts"])
     _add_pull(routes, store)
-    _add_push(routes, store)
+    _add_tags(routes, store)
     return routes
 
 
@@ -101,7 +86,7 @@ def _add_pull(routes: APIRouter, store: ArtifactStore) -> None:
     @routes.head("/", include_in_schema=False)
     @routes.get("/", summary="API version check")
     def version() -> Response:
-        return Response(b"{}", media_type="application/json", headers=_VERSION)
+        return Response(b"{}", media_type="application/json", headers=VERSION)
 
     @routes.head("/{name:path}/manifests/{reference}", include_in_schema=False)
     @routes.get("/{name:path}/manifests/{reference}", summary="Pull a manifest")
@@ -112,7 +97,8 @@ def _add_pull(routes: APIRouter, store: ArtifactStore) -> None:
             return oci_error(404, "NAME_INVALID", exc.message)
         if found is None:
             return oci_error(404, "MANIFEST_UNKNOWN", f"{name}: no manifest {reference[:80]}")
-        return _serve(request, store.blob_path(found[0]), *found)
+        cache = _FOREVER if reference == found[0] else _ASK_AGAIN
+        return _serve(request, store.blob_path(found[0]), *found, cache)
 
     @routes.head("/{name:path}/blobs/{reference}", include_in_schema=False)
     @routes.get("/{name:path}/blobs/{reference}", summary="Pull a blob")
@@ -125,43 +111,23 @@ def _add_pull(routes: APIRouter, store: ArtifactStore) -> None:
         if size is None:
             return oci_error(404, "BLOB_UNKNOWN", f"no blob {reference}")
         path = store.blob_path(reference)
-        return _serve(request, path, reference, "application/octet-stream")
+        return _serve(request, path, reference, "application/octet-stream", _FOREVER)
 
 
-def _add_push(routes: APIRouter, store: ArtifactStore) -> None:
-    @routes.post("/{name:path}/blobs/uploads/", summary="Push a blob in one request", tags=["push"])
-    async def post_blob(request: Request, name: str) -> Response:
-        expected = request.query_params.get("digest")
-        if expected is None:
-            return oci_error(
-                400, "UNSUPPORTED", "only single-request uploads: add ?digest=sha256:…"
-            )
+def _add_tags(routes: APIRouter, store: ArtifactStore) -> None:
+
+    @routes.get("/{name:path}/tags/list", summary="List tags")
+    def list_tags(name: str, n: int | None = None, last: str | None = None) -> Response:
         try:
-            check_repository(name)
-            if store.size(digest.parse(expected)) is None:
-                await _receive(request, store, expected)
-        except (BadInputError, ResourceError) as exc:
-            return _refusal(exc, "DIGEST_INVALID")
-        headers = _VERSION | {
-            "Location": f"/v2/{name}/blobs/{expected}",
-            "Docker-Content-Digest": expected,
-        }
-        return Response(status_code=201, headers=headers)
-
-    @routes.put("/{name:path}/manifests/{reference}", summary="Push a manifest", tags=["push"])
-    async def put_manifest(request: Request, name: str, reference: str) -> Response:
-        raw = bytearray()
-        async for chunk in request.stream():
-            raw += chunk
-            if len(raw) > OCI_MANIFEST_BYTES_MAX:
-                return oci_error(413, "SIZE_INVALID", f"over {OCI_MANIFEST_BYTES_MAX} bytes")
-        try:
-            found = await run_in_threadpool(store.put_manifest, name, reference, bytes(raw))
-        except (BadInputError, ResourceError) as exc:
-            missing = isinstance(exc, MissingBlobError)
-            return _refusal(exc, "MANIFEST_BLOB_UNKNOWN" if missing else "MANIFEST_INVALID")
-        headers = _VERSION | {
-            "Location": f"/v2/{name}/manifests/{found}",
-            "Docker-Content-Digest": found,
-        }
-        return Response(status_code=201, headers=headers)
+            tags = store.tags(name)
+        except BadInputError as exc:
+            return oci_error(404, "NAME_INVALID", exc.message)
+        if tags is None:
+            return oci_error(404, "NAME_UNKNOWN", f"no repository {name}")
+        rest = [tag for tag in tags if last is None or tag > last]
+        page = rest if n is None else rest[: max(0, n)]
+        headers = dict(VERSION)
+        if page and len(page) < len(rest):
+            headers["Link"] = f'</v2/{name}/tags/list?n={n}&last={page[-1]}>; rel="next"'
+        body = codec.encode({"name": name, "tags": page})
+        return Response(body, media_type="application/json", headers=headers)

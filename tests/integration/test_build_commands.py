@@ -98,6 +98,21 @@ def test_corrupted_bundle_is_exit_3(shell, built):
     assert not done.stdout
 
 
+def test_bundle_commands(shell, built):
+    done = shell("bundle", "verify", "build-out")
+    assert done.returncode == 0
+    assert done.stdout.startswith("ok  sha256:")
+    done = shell("bundle", "unpack", "build-out", "--out", "files")
+    assert done.returncode == 0, done.stderr
+    assert (shell.folder / "files" / "model.onnx").is_file()
+    assert shell("bundle", "unpack", "build-out", "--out", "files").returncode == 3
+    done = shell("bundle", "diff", "build-out", "build-out@waves-1-rpi5", "--json")
+    found = json.loads(done.stdout)
+    assert (found["transfer_bytes"], found["shared_bytes"]) == (0, found["total_bytes"])
+    assert "to transfer 0 of" in shell("bundle", "diff", "build-out", "build-out").stdout
+    assert shell("bundle", "inspect", "build-out").stdout == shell("inspect", "build-out").stdout
+
+
 def test_registry_commands(shell, built):
     assert "waves  1" in shell("model", "list").stdout
     shown = shell("model", "show", "waves").stdout

@@ -1,0 +1,106 @@
+"""``edgekit image``: container images of bundles, written without an engine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekit.cli import output
+from edgekit.cli.model import JsonOption
+from edgekit.contracts.errors import UsageError
+
+app = typer.Typer(no_args_is_help=True, help="Write container images of bundles.")
+
+
+def _epoch() -> int:
+    """$SOURCE_DATE_EPOCH, the agreed way to date reproducible output; 0 without it.
+
+    Raises:
+        UsageError: not a number of seconds.
+    """
+    text = os.environ.get("SOURCE_DATE_EPOCH", "0")
+    if not text.isdigit() or int(text) >= 2**33:
+        raise UsageError(f"SOURCE_DATE_EPOCH={text!r} is not a number of seconds")
+    return int(text)
+
+
+@app.command()
+def build(
+    layout: Annotated[
+        str, typer.Argument(metavar="LAYOUT", help="Folder with the bundles that a build wrote.")
+    ],
+    target: Annotated[
+        list[str], typer.Option("--target", "-t", help="Target of a bundle in it; repeatable.")
+    ],
+    base_rootfs: Annotated[
+        list[Path], typer.Option(help="Root file system (tar) of the base; one a target.")
+    ],
+    *,
+    out: Annotated[Path, typer.Option(help="OCI layout folder to write to.")] = Path("image"),
+    wheels: Annotated[
+        Path | None, typer.Option(help="Wheels to use and keep, by platform; default: the cache.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Step cache; $EDGEKIT_CACHE or the home folder's.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write an image for each target: base, wheels, agent, and the bundle in a layer of its own.
+
+    No engine is needed and no foreign code runs. The same inputs give the same digests. Several
+    targets of one model version are also tagged together, as one multi-platform image.
+    """
+    with output.needs("build"):
+        from edgekit.build import target as targets
+        from edgekit.build.cache import Cache
+        from edgekit.package import image, reader
+    if len(base_rootfs) != len(target):
+        raise UsageError("give --base-rootfs once for each --target, in the same order")
+    steps = Cache(cache)
+    builder = image.Builder(
+        steps, wheels or steps.root / "wheels", epoch=_epoch(), on_step=output.note
+    )
+    bundles = {each.manifest.target: each for each in reader.find_all(layout)}
+    plans = []
+    for name, base in zip(target, base_rootfs, strict=True):
+        if name not in bundles:
+            raise UsageError(
+                f"{layout} holds no bundle for {name}",
+                hint="it has " + (", ".join(sorted(bundles)) or "none"),
+            )
+        arch = {"x86_64": "amd64", "aarch64": "arm64"}[targets.find(name).arch.value]
+        plans.append(builder.plan(bundles[name], arch, base))
+    written = builder.write(plans, out)
+    if json:
+        output.emit_json(written)
+        return
+    rows = [
+        [w.tag, w.platform, _mb(w.compressed), _mb(w.unpacked), _mb(w.layers["model"].size),
+         w.digest] for w in written
+    ]  # fmt: skip
+    header = ["IMAGE", "PLATFORM", "MB", "UNPACKED", "MODEL LAYER", "DIGEST"]
+    output.emit(output.table(header, rows))
+
+
+@app.command()
+def save(
+    layout: Annotated[
+        str, typer.Argument(metavar="LAYOUT@TAG", help="Image layout and the image in it.")
+    ],
+    *,
+    out: Annotated[Path, typer.Option(help="Archive to write, for `docker load`.")],
+    name: Annotated[str, typer.Option(help="Name to load it under.")] = "edgekit:latest",
+) -> None:
+    """Write an image as an archive that `docker load` takes."""
+    with output.needs("build"):
+        from edgekit.package import archive, reader
+    source, reference = reader.split_reference(layout)
+    archive.save(source, source.resolve(reference), name, out)
+    output.emit(f"{out}  {name}")
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.2f}"

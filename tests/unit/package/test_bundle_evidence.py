@@ -1,0 +1,83 @@
+"""SBOM and provenance: they follow from the files, say what was gated, and stay equal."""
+
+import json
+
+from edgekit.build.ports import BundleContent, BundleHead
+from edgekit.contracts import codec, digest
+from edgekit.contracts.bundle import Role
+from edgekit.contracts.oci import LayoutReader
+from edgekit.package import evidence, reader
+from edgekit.package.bundle import write_bundle
+
+HEAD = BundleHead("waves", "1", "rpi5", "int8", "onnxruntime", ">=1.20")
+RECORD = {
+    "gates": [
+        {"metric": "top1_drop", "outcome": "pass", "estimate": 0.01, "low": -0.01, "high": 0.02},
+        {"metric": "size_bytes", "outcome": "pass", "estimate": 10.0, "low": None, "high": None},
+    ],
+    "inputs": {"evaluation": digest.of_bytes(b"data")},
+    "tools": {"onnxruntime": "1.32.0", "python": "3.11"},
+}
+
+
+def write(layout, record=RECORD):
+    files = [
+        BundleContent("model.onnx", Role.MODEL, b"weights"),
+        BundleContent("contract.json", Role.CONTRACT, b"{}"),
+        BundleContent("evidence.json", Role.EVIDENCE, codec.encode(record)),
+    ]
+    write_bundle(layout, HEAD, files)
+    return reader.find(str(layout))
+
+
+def read(found, role):
+    return json.loads(found.reader.blob_path(found.manifest.file(role).sha256).read_bytes())
+
+
+def test_the_sbom_names_files_gates_and_tools(tmp_path):
+    found = read(write(tmp_path / "a"), Role.SBOM)
+    assert (found["bomFormat"], found["specVersion"]) == ("CycloneDX", "1.6")
+    model = next(c for c in found["components"] if c["type"] == "machine-learning-model")
+    assert model["hashes"][0]["content"] == digest.hex_of(digest.of_bytes(b"weights"))
+    metrics = model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
+    assert metrics[0] == {
+        "type": "top1_drop",
+        "value": "0.01",
+        "confidenceInterval": {"lowerBound": "-0.01", "upperBound": "0.02"},
+    }
+    assert "confidenceInterval" not in metrics[1]
+    tools = found["metadata"]["tools"]["components"]
+    assert tools[0]["purl"] == "pkg:pypi/onnxruntime@1.32.0"
+    listed = {c["bom-ref"] for c in found["components"]}
+    assert set(found["dependencies"][0]["dependsOn"]) == listed
+
+
+def test_provenance_is_about_the_files_and_their_inputs(tmp_path):
+    found = read(write(tmp_path / "a"), Role.PROVENANCE)
+    assert found["predicateType"] == "https://slsa.dev/provenance/v1"
+    subjects = {s["name"]: s["digest"]["sha256"] for s in found["subject"]}
+    assert subjects["model.onnx"] == digest.hex_of(digest.of_bytes(b"weights"))
+    dependencies = found["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert dependencies == [
+        {"name": "evaluation", "digest": {"sha256": digest.hex_of(digest.of_bytes(b"data"))}}
+    ]
+
+
+def test_equal_evidence_gives_equal_bundles_and_other_evidence_another_serial(tmp_path):
+    first, second = write(tmp_path / "a"), write(tmp_path / "b")
+    assert first.digest == second.digest
+    third = write(tmp_path / "c", RECORD | {"gates": []})
+    serials = {read(each, Role.SBOM)["serialNumber"] for each in (first, third)}
+    assert len(serials) == 2
+    oci = LayoutReader(tmp_path / "a").manifest(first.digest)
+    assert [layer.media_type for layer in oci.layers[-2:]] == [
+        "application/vnd.cyclonedx+json",
+        "application/vnd.in-toto+json",
+    ]
+
+
+def test_the_sbom_of_an_image_lists_wheels_and_base():
+    raw = evidence.image_sbom({"numpy": "2.4.6"}, digest.of_bytes(b"root"), "waves", "1")
+    found = json.loads(raw)
+    assert [c["name"] for c in found["components"]] == ["base", "numpy"]
+    assert found["components"][1]["purl"] == "pkg:pypi/numpy@2.4.6"
