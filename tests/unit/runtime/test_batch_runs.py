@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from agentkit import layouts
 
-from edgekit.cli.main import app
 from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.oci import LayoutReader
 from edgekit_runtime import bundles, predictor
@@ -89,25 +88,3 @@ def test_data_that_does_not_fit_is_refused(tmp_path, writer, arrays):
     np.savez(tmp_path / "in.npz", **arrays)
     with pytest.raises(BadInputError):
         BatchRun(_model(writer), tmp_path / "in.npz", tmp_path / "out.npz", chunk=64)
-
-
-def test_the_command_runs_a_bundle_and_a_registered_model(tmp_path, writer, capsys):
-    writer.add(seed=1, version="1", tag="v1")
-    data, more = _data(tmp_path), tmp_path / "more.npz"
-    np.savez(more, x=np.random.default_rng(6).normal(size=(600, 4)).astype(np.float32))
-    registry = ["--registry", str(tmp_path / "registry")]
-    model = tmp_path / "model.onnx"
-    model.write_bytes(layouts.model_bytes(1))
-    first, second = str(tmp_path / "a.npz"), str(tmp_path / "b.npz")
-    commands = [
-        ["infer", f"{writer.root}@v1", "--in", str(data), "--out", first],
-        ["model", "add", "m", str(model), "--data", str(more), *registry],
-        ["infer", "m", "--in", str(data), "--out", second, *registry],
-    ]
-    for words in commands:
-        app(words, standalone_mode=False)
-    assert "250 samples, scores [250, 3]" in capsys.readouterr().out
-    assert np.load(first)["scores"].shape == (250, 3)
-    # The registered original has no preprocessing in its contract: it sees the rows as they are.
-    shares = layouts.reference(1, ROWS * 2 + 1)
-    np.testing.assert_allclose(np.load(second)["scores"], shares, atol=1e-5)
