@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -44,6 +46,8 @@ def tell(options: Options, write: Callable[[Report], None]) -> Report:
     Raises:
         EdgekitError: a step failed.
     """
+    # A plain SIGTERM would end this process and leave its fleet running.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     _fresh_folder(options.out)
     shell = Shell(options.out)
     built_for = models.targets(shell)
