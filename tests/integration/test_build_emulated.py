@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -79,8 +80,9 @@ def test_the_emulated_gate_catches_what_the_build_host_does_not_see(model, place
         return compare(version.contract, *pair, labels, rows=n, expected_n=n).drop
 
     emulator = emulate.find(PROFILE, HOST)
-    if drop(path, None).estimate > 0.05:
-        pytest.skip("this machine saturates itself: the native measurement caught it")
+    # Only a build host without VNNI saturates itself, and sees natively what emulation shows here.
+    vnni = {"avx512_vnni", "avx_vnni"} & set(Path("/proc/cpuinfo").read_text().split())
+    assert not vnni or drop(path, None).estimate <= 0.05
     emulated = drop(path, emulator)
     assert emulated.estimate > 0.3  # it answers "no", always
     quality = version.contract.quality

@@ -176,7 +176,7 @@ def ask(place, stop_when):
 def test_every_command_of_the_readme_runs(place):
     demo, install, shortest, usual, fleet = blocks("README.md", "sh")
     assert lines(demo) == ["make demo"]  # CI runs it for real
-    extras = re.findall(r"edgekit-ml\[(\w+)\]", install)
+    extras = re.findall(r"'\.\[(\w+)\]'", install)
     assert extras == ["build", "runtime", "fleet"]
 
     for line in lines(shortest):
