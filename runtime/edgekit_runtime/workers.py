@@ -1,15 +1,18 @@
 """Starts workers and loads bundles into them: the agent's `Host`.
 
 The agent never loads a model itself, not for a self-test either. A worker is one process on one
-socket pair; nothing is shared, so that killing it is a complete unload.
+socket pair; it shares a page of figures and the rings it counts in, and killing it is a complete
+unload.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
@@ -19,9 +22,10 @@ from edgekit.contracts import digest as digests
 from edgekit.contracts.errors import BadInputError, BugError, EdgekitError, ResourceError
 from edgekit.contracts.messages import Policy, SlotRef
 from edgekit_runtime import supervision, wire
+from edgekit_runtime.board import Board
 from edgekit_runtime.errors import UnsuitableError, WorkerEndedError
 from edgekit_runtime.supervision import Ending, EndKind
-from edgekit_runtime.wire import FrameKind
+from edgekit_runtime.wire import Channel, Frame, FrameKind
 from edgekit_runtime.worker_model import WorkerModel
 
 LOAD_S_MAX = 300.0  # compiling an engine on a small board takes minutes; longer is a hang
@@ -34,14 +38,17 @@ _ERRORS: dict[str, type[EdgekitError]] = {
 class WorkerProcess:
     """A started worker. Ends when the socket is closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, connections_max: int) -> None:
         """Start it; the library it needs is loaded while the agent goes on.
 
         Raises:
             ResourceError: no process or socket can be made.
         """
         try:
-            self.channel, theirs = socket.socketpair()
+            self.board_descriptor = Board.create(connections_max)
+            self.board = Board(self.board_descriptor, connections_max)
+            ours, theirs = socket.socketpair()
+            self.channel = Channel(ours)
             with theirs:
                 # Agent and worker run the same code from the same environment.
                 self._process = subprocess.Popen(
@@ -65,8 +72,10 @@ class WorkerProcess:
 
     def hang_up(self) -> None:
         """Close our end: it finishes nothing more and exits."""
-        self._hung_up_at = monotonic()
-        self.channel.close()
+        if self._hung_up_at is None:
+            self._hung_up_at = monotonic()
+            self.channel.close()
+            os.close(self.board_descriptor)
 
     def reap(self, *, now: float) -> bool:
         """Whether it is gone; killed when it does not go by itself."""
@@ -84,13 +93,24 @@ class WorkerProcess:
         return supervision.describe_exit(code)
 
 
+@dataclass(frozen=True)
+class WorkerLimits:
+    """What each worker takes at once."""
+
+    threads: int
+    body_bytes_max: int
+    bodies_bytes_max: int
+    requests_max: int
+    connections_max: int
+    client_s_max: float
+
+
 class WorkerHost:
     """`edgekit_runtime.ports.Host` over worker processes. Thread-safe."""
 
-    def __init__(self, root: Path, *, threads: int, body_bytes_max: int) -> None:
+    def __init__(self, root: Path, limits: WorkerLimits) -> None:
         self._root = root
-        self._threads = threads
-        self._body_bytes_max = body_bytes_max
+        self._limits = limits
         self._lock = threading.Lock()
         self._spare: WorkerProcess | None = None
         self._started: list[WorkerProcess] = []
@@ -102,19 +122,24 @@ class WorkerHost:
             ResourceError: no process can be made.
         """
         with self._lock:
-            self._spare = WorkerProcess()
+            self._spare = WorkerProcess(self._limits.connections_max)
             self._started.append(self._spare)
 
     def load(self, model: str, ref: SlotRef, policy: Policy, *, tested: bool) -> WorkerModel:
         """See `Host.load`."""
+        limits = self._limits
         order = wire.Order(
             root=str(self._root),
             model=model,
             ref=ref,
-            threads=self._threads,
+            threads=limits.threads,
             tested=tested,
             memory_bytes_max=policy.worker_bytes_max,
-            body_bytes_max=self._body_bytes_max,
+            body_bytes_max=limits.body_bytes_max,
+            bodies_bytes_max=limits.bodies_bytes_max,
+            requests_max=limits.requests_max,
+            connections_max=limits.connections_max,
+            client_s_max=limits.client_s_max,
         )
         process = self._take()
         try:
@@ -144,7 +169,7 @@ class WorkerHost:
             spare, self._spare = self._spare, None
             if spare is not None and spare.ending() is None:
                 return spare
-            fresh = WorkerProcess()
+            fresh = WorkerProcess(self._limits.connections_max)
             self._started.append(fresh)
             return fresh
 
@@ -152,15 +177,16 @@ class WorkerHost:
 def _load(process: WorkerProcess, order: wire.Order, timeout_s: float) -> wire.Facts:
     name = f"{order.model} {digests.short(order.ref.digest)}"
     channel, end = process.channel, monotonic() + timeout_s
-    reader = wire.Reader()
+    load = Frame(
+        FrameKind.LOAD, msgspec.json.encode(order), descriptors=(process.board_descriptor,)
+    )
     try:
-        channel.sendall(wire.head(FrameKind.LOAD, 0, msgspec.json.encode(order), 0))
+        channel.send(load)
         while True:
-            channel.settimeout(max(0.001, end - monotonic()))
-            count = channel.recv_into(reader.room())
-            if not count:
+            channel.socket.settimeout(max(0.001, end - monotonic()))
+            frames = channel.receive()
+            if frames is None:
                 raise _ended(process, name)
-            frames = reader.received(count)
             if frames:
                 break
     except TimeoutError as exc:
