@@ -2,7 +2,9 @@
 
 ``head | meta | body``: the head says what it is and how long the parts are. An inference's meta is
 a packed struct and its body the request or answer as it came over HTTP, never decoded by the agent.
-The pair belongs to one agent and the worker it started: there is no version to negotiate.
+The pair belongs to one agent and the worker it started. Nothing is negotiated: a worker process
+runs the agent's own code, and an image says which `edgekit.contracts.image.WORKER_PROTOCOL` its
+worker speaks before it is ever started. Raise that with a change here that one side could misread.
 """
 
 from __future__ import annotations

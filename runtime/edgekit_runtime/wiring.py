@@ -7,11 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.contracts.errors import UsageError
 from edgekit.contracts.messages import DeviceProfile
 from edgekit_runtime import agent, profile
 from edgekit_runtime.agent import Agent, Parts
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.config import AgentConfig
+from edgekit_runtime.containers import slots
+from edgekit_runtime.containers.launcher import ContainerLauncher
+from edgekit_runtime.containers.slots import ImageSlots
 from edgekit_runtime.counting import Counting
 from edgekit_runtime.deployer import Deployer
 from edgekit_runtime.deployment import NAME as RECORD
@@ -58,7 +62,8 @@ def build(config: AgentConfig) -> Built:
     state = config.device.state_dir
     disk, clock, verifier = PosixDisk(), SystemClock(), DigestVerifier()
     described = detect_profile(config)
-    host = _host(config, disk)  # first of all: its processes start while we read
+    containers = _containers(config)
+    host = _host(config, disk, containers)  # first of all: its processes start while we read
     wake = threading.Event()
     limits = SpoolLimits(bytes_max=config.spool.bytes_max)
     spool = Spool.open(disk, state / "spool", clock, limits)
@@ -75,6 +80,7 @@ def build(config: AgentConfig) -> Built:
             fetcher=_fetcher,
             emit=lambda record: agent.emit(spool, record),
             wake=wake.set,
+            images=containers[1] if containers else None,
         )
     )
     link = MqttLink(config.address, config.broker.host, config.broker.port, clock)
@@ -104,13 +110,43 @@ def build(config: AgentConfig) -> Built:
     return Built(built, app, host, lambda: deployer.servings)
 
 
-def _host(config: AgentConfig, disk: PosixDisk) -> WorkerHost:
+def _containers(config: AgentConfig) -> tuple[ContainerLauncher, ImageSlots] | None:
+    """What runs images; None where no engine is configured.
+
+    Raises:
+        UsageError: the SDK is not installed.
+    """
+    url, device = config.containers.engine, config.device
+    if url is None:
+        return None
+    try:
+        from edgekit.engine.docker_engine import DockerEngine  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as exc:
+        raise UsageError(
+            f"[containers] engine needs {exc.name}, which is not installed",
+            hint="pip install 'edgekit-ml[runtime,docker]'",
+        ) from exc
+    engine, state = DockerEngine(url), device.state_dir.absolute()
+    owner = slots.owner_of(device.tenant, device.id, str(state))
+    launcher = ContainerLauncher(engine, state / "containers", owner)
+    return launcher, ImageSlots(engine, launcher, owner)
+
+
+def _host(
+    config: AgentConfig,
+    disk: PosixDisk,
+    containers: tuple[ContainerLauncher, ImageSlots] | None,
+) -> WorkerHost:
     state = config.device.state_dir
     host = WorkerHost(
-        state, threads=config.serve.threads, body_bytes_max=config.serve.body_bytes_max
+        state,
+        threads=config.serve.threads,
+        body_bytes_max=config.serve.body_bytes_max,
+        containers=containers[0] if containers else None,
     )
     record = TwoCopy(disk, state, RECORD, DeploymentRecord).peek().value
-    if record is not None and any(model.active for model in record.models.values()):
+    models = record.models.values() if record is not None else ()
+    if any(model.active is not None and model.active.image is None for model in models):
         host.prepare()  # the engine's library loads while the agent reads its spool
     return host
 

@@ -1,8 +1,9 @@
 """A worker process: holds one model and answers what comes over its socket pair.
 
-Started by the agent as ``python -m edgekit_runtime.worker FD``. It reads blobs and writes nothing:
-what is counted goes back with the answer and is committed by the agent. One inference at a time;
-it ends with its agent, however that ends, even in the middle of an inference.
+Started by the agent as ``python -m edgekit_runtime.worker FD``, or in a container with the path of
+a socket instead. It reads blobs and writes nothing: what is counted goes back with the answer and
+is committed by the agent. One inference at a time; it ends with its agent, however that ends, even
+in the middle of an inference.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 
 from edgekit.contracts.errors import BadInputError, EdgekitError, ResourceError
 from edgekit.contracts.oci import LayoutReader
-from edgekit_runtime import engines, fitness, oip, process_facts, wire
+from edgekit_runtime import engines, fitness, launch, oip, process_facts, wire
 from edgekit_runtime.errors import EngineError, UnsuitableError
 from edgekit_runtime.journal import hash_id
 from edgekit_runtime.predictor import Predictor
@@ -168,13 +169,13 @@ def _end_with_agent(channel: socket.socket) -> NoReturn:
 
 
 def main() -> None:
-    """Serve the socket whose number is the only argument."""
+    """Serve the socket that the only argument names."""
     # Ctrl-C and a service manager's stop reach the whole group; the agent drains first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.enable()
     np.seterr(all="ignore")  # what overflows becomes infinite, and the guard says so
-    channel = socket.socket(fileno=int(sys.argv[1]))
+    channel = launch.channel(sys.argv[1])
     threading.Thread(target=_end_with_agent, args=(channel,), daemon=True).start()
     engines.preload()  # a worker started ahead of its order has the library in memory
     Worker(channel).run()

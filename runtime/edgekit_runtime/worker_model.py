@@ -23,7 +23,7 @@ from edgekit_runtime.supervision import Ending, EndKind
 from edgekit_runtime.wire import Answer, FrameKind
 
 if TYPE_CHECKING:
-    from edgekit_runtime.workers import WorkerProcess
+    from edgekit_runtime.launch import WorkerHandle
 
 LATENCIES_MAX = 512  # of the newest requests, for the p99
 CANARY_S = 10.0  # a worker without traffic for so long shows that it still computes
@@ -35,7 +35,7 @@ EXIT_S = 0.5  # a process that closed its socket has this long to end before it 
 class WorkerModel:
     """`edgekit_runtime.ports.Loaded` in another process."""
 
-    def __init__(self, process: WorkerProcess, facts: wire.Facts, policy: Policy) -> None:
+    def __init__(self, process: WorkerHandle, facts: wire.Facts, policy: Policy) -> None:
         self.manifest: BundleManifest = facts.manifest
         self.contract: Contract = facts.contract
         self.pid = process.pid

@@ -1,7 +1,8 @@
 """Starts workers and loads bundles into them: the agent's `Host`.
 
-The agent never loads a model itself, not for a self-test either. A worker is one process on one
-socket pair; nothing is shared, so that killing it is a complete unload.
+The agent never loads a model itself, not for a self-test either. A worker is one process, or one
+container when the slot is an image, on one private socket; nothing is shared, so that killing it is
+a complete unload.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 import msgspec
 
 from edgekit.contracts import digest as digests
 from edgekit.contracts.errors import BadInputError, BugError, EdgekitError, ResourceError
 from edgekit.contracts.messages import Policy, SlotRef
+from edgekit.engine.ports import EngineAwayError
 from edgekit_runtime import supervision, wire
 from edgekit_runtime.errors import UnsuitableError, WorkerEndedError
+from edgekit_runtime.launch import Launcher, WorkerHandle
 from edgekit_runtime.supervision import Ending, EndKind
 from edgekit_runtime.wire import FrameKind
 from edgekit_runtime.worker_model import WorkerModel
@@ -87,13 +90,21 @@ class WorkerProcess:
 class WorkerHost:
     """`edgekit_runtime.ports.Host` over worker processes. Thread-safe."""
 
-    def __init__(self, root: Path, *, threads: int, body_bytes_max: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        threads: int,
+        body_bytes_max: int,
+        containers: Launcher | None = None,
+    ) -> None:
         self._root = root
+        self._containers = containers
         self._threads = threads
         self._body_bytes_max = body_bytes_max
         self._lock = threading.Lock()
         self._spare: WorkerProcess | None = None
-        self._started: list[WorkerProcess] = []
+        self._started: list[WorkerHandle] = []
 
     def prepare(self) -> None:
         """Start a worker ahead of its first bundle, so that it imports while the agent does.
@@ -107,8 +118,9 @@ class WorkerHost:
 
     def load(self, model: str, ref: SlotRef, policy: Policy, *, tested: bool) -> WorkerModel:
         """See `Host.load`."""
+        process, root = self._start(model, ref, policy)
         order = wire.Order(
-            root=str(self._root),
+            root=root,
             model=model,
             ref=ref,
             threads=self._threads,
@@ -116,7 +128,6 @@ class WorkerHost:
             memory_bytes_max=policy.worker_bytes_max,
             body_bytes_max=self._body_bytes_max,
         )
-        process = self._take()
         try:
             facts = _load(process, order, LOAD_S_MAX)
         except EdgekitError:
@@ -136,8 +147,25 @@ class WorkerHost:
             started, self._started = self._started, []
         for worker in started:
             worker.kill()
+        end = monotonic() + GRACE_S
         for worker in started:
             worker.wait()
+            while not worker.reap(now=monotonic()) and monotonic() < end:
+                sleep(0.02)  # its container is being removed
+
+    def _start(self, model: str, ref: SlotRef, policy: Policy) -> tuple[WorkerHandle, str]:
+        """A worker for ``ref``, and where its bundle lies as that worker sees it."""
+        if ref.image is None:
+            return self._take(), str(self._root)
+        if self._containers is None:
+            raise UnsuitableError(
+                f"{model}: is an image, and no container engine is configured here",
+                hint="[containers] engine in the agent's configuration",
+            )
+        worker = self._containers.start(model, ref, policy)
+        with self._lock:
+            self._started.append(worker)
+        return worker, self._containers.root
 
     def _take(self) -> WorkerProcess:
         with self._lock:
@@ -149,7 +177,7 @@ class WorkerHost:
             return fresh
 
 
-def _load(process: WorkerProcess, order: wire.Order, timeout_s: float) -> wire.Facts:
+def _load(process: WorkerHandle, order: wire.Order, timeout_s: float) -> wire.Facts:
     name = f"{order.model} {digests.short(order.ref.digest)}"
     channel, end = process.channel, monotonic() + timeout_s
     reader = wire.Reader()
@@ -178,6 +206,8 @@ def _load(process: WorkerProcess, order: wire.Order, timeout_s: float) -> wire.F
     raise _ERRORS[refusal.error](refusal.message, hint=refusal.hint)
 
 
-def _ended(process: WorkerProcess, name: str) -> EdgekitError:
+def _ended(process: WorkerHandle, name: str) -> EdgekitError:
     ending = process.wait()
+    if ending.kind is EndKind.OUTSIDE:
+        return EngineAwayError(f"{name}: while loading {ending.reason}")
     return WorkerEndedError(f"{name}: while loading {ending.reason}", ending)
