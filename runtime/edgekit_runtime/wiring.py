@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.contracts.errors import UsageError
 from edgekit.contracts.messages import DeviceProfile
+from edgekit.engine import opened
 from edgekit_runtime import agent, profile
 from edgekit_runtime.agent import Agent, Parts
 from edgekit_runtime.clock import SystemClock
@@ -119,15 +119,8 @@ def _containers(config: AgentConfig) -> tuple[ContainerLauncher, ImageSlots] | N
     url, device = config.containers.engine, config.device
     if url is None:
         return None
-    try:
-        from edgekit.engine.docker_engine import DockerEngine  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as exc:
-        raise UsageError(
-            f"[containers] engine needs {exc.name}, which is not installed",
-            hint="pip install 'edgekit-ml[runtime,docker]'",
-        ) from exc
-    engine, state = DockerEngine(url), device.state_dir.absolute()
-    owner = slots.owner_of(device.tenant, device.id, str(state))
+    engine, state = opened.engine(url), device.state_dir.absolute()
+    owner = slots.owner_of(config)
     launcher = ContainerLauncher(engine, state / "containers", owner)
     return launcher, ImageSlots(engine, launcher, owner)
 

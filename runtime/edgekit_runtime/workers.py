@@ -152,6 +152,7 @@ class WorkerHost:
             worker.wait()
             while not worker.reap(now=monotonic()) and monotonic() < end:
                 sleep(0.02)  # its container is being removed
+            worker.channel.close()
 
     def _start(self, model: str, ref: SlotRef, policy: Policy) -> tuple[WorkerHandle, str]:
         """A worker for ``ref``, and where its bundle lies as that worker sees it."""

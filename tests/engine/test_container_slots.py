@@ -6,38 +6,27 @@ prepares them and names their folder in EDGEKIT_ENGINE_WORK.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from agentkit.world import QUICK, World, wait_for
-from enginekit.engine import Engine, Images
+from enginekit.engine import Images
 from packagekit.servers import serving
 
 from edgekit.contracts.messages import SlotEvent
+from edgekit_runtime import config
 from edgekit_runtime.containers.launcher import AGENT_LABEL
 from edgekit_runtime.containers.slots import owner_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
-WORK = Path(os.environ.get("EDGEKIT_ENGINE_WORK", "engine-work")).absolute()
 
 
 @pytest.fixture(scope="module")
-def engine():
-    assert (WORK / "amd64.tar").is_file(), f"no base in {WORK}: run `make engine`"
-    engine = Engine(WORK / "slots-engine")
-    engine.start()
-    yield engine
-    engine.close()
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
+def images(tmp_path_factory, work):
     folder = tmp_path_factory.mktemp("images")
     with serving(folder / "store") as registry:
-        found = Images(WORK, folder, registry.host)
+        found = Images(work, folder, registry.host)
         yield {
             "v1": found.make(1, "1"),
             "v2": found.make(2, "2"),
@@ -90,7 +79,7 @@ def _deploy(world, images, release, **options):
 
 
 def _owner(agent):
-    return owner_of("default", agent.device, str(agent.state))
+    return owner_of(config.load(agent.config, {}))
 
 
 def _ours(engine, agent):

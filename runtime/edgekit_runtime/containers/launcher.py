@@ -35,6 +35,7 @@ CONNECT_S_MAX = 120.0  # a small board unpacks and imports for a while
 GRACE_S = 5.0  # between hanging up and killing
 LOOK_S = 0.2  # between looks whether it ended instead of connecting
 AWAY_S = 1.0  # between attempts to ask an engine that is away
+RESTART_S_MAX = 120.0  # an engine that comes back kills what still runs: it takes no longer
 USER = 65532  # the image's: "nonroot"
 _KILLED = 128 + signal.SIGKILL
 _CREDENTIALS = struct.Struct("3i")  # ucred of unix(7)
@@ -132,7 +133,8 @@ class ContainerWorker:
         self._ending: Ending | None = None
         self._last_words = ""
         self._known, self._done = threading.Event(), threading.Event()  # how it ended; it is gone
-        self._killed = self._away = False
+        self._killed = False
+        self._away_at = -RESTART_S_MAX  # when the engine was last found away
         self._hung_up_at: float | None = None
         threading.Thread(target=self._watch, name=f"wait-{container[:12]}", daemon=True).start()
 
@@ -201,7 +203,7 @@ class ContainerWorker:
             self.kill()
         if self._ending is not None:
             return self._ending
-        if self._away:
+        if self._engine_restarts():
             return Ending(EndKind.OUTSIDE, "the container engine went away")
         return Ending(EndKind.CRASH, "its container ended, and the engine did not say how")
 
@@ -228,15 +230,21 @@ class ContainerWorker:
             code = ended.code
             self._last_words = self._logged()
             if code == _KILLED and not (self._killed or ended.out_of_memory):
-                self._engine.architecture()  # raises: an engine that ends kills what it runs
+                # An engine that ends kills what it runs, and so does one that comes back.
+                self._engine.architecture()
+                if self._engine_restarts():
+                    return Ending(EndKind.OUTSIDE, "the container engine was started again")
         except EngineAwayError as exc:
-            self._away = True
+            self._away_at = monotonic()
             if code is None and self._runs():
                 return None
             return Ending(EndKind.OUTSIDE, f"its container ended: {exc.message}")
         except EdgekitError as exc:
             return Ending(EndKind.CRASH, f"its container is gone: {exc.message}")
         return describe(ended)
+
+    def _engine_restarts(self) -> bool:
+        return monotonic() - self._away_at < RESTART_S_MAX
 
     def _logged(self) -> str:
         """The last line it wrote to stderr."""

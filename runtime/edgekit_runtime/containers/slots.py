@@ -23,6 +23,7 @@ from edgekit.contracts.image import (
 )
 from edgekit.contracts.messages import SlotRef
 from edgekit.engine.ports import ContainerEngine, Progress
+from edgekit_runtime.config import AgentConfig
 from edgekit_runtime.containers.launcher import ContainerLauncher, local_name
 from edgekit_runtime.errors import UnsuitableError
 
@@ -90,9 +91,11 @@ class ImageSlots:
             self._engine.remove_name(local_name(self._owner, digest))
 
 
-def owner_of(tenant: str, device: str, state_dir: str) -> str:
+def owner_of(config: AgentConfig) -> str:
     """A name for one agent on one engine: several may share it."""
-    return digests.hex_of(digests.of_bytes(f"{tenant}\0{device}\0{state_dir}".encode()))[:16]
+    device = config.device
+    text = f"{device.tenant}\0{device.id}\0{device.state_dir.absolute()}"
+    return digests.hex_of(digests.of_bytes(text.encode()))[:16]
 
 
 def _say(progress: Progress) -> None:
