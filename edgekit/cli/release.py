@@ -29,6 +29,10 @@ def create(
     build_out: Annotated[
         list[Path], typer.Option("--from", help="Folder a build wrote; may be repeated.")
     ],
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(help="Layout `edgekit image build` wrote of them; may be repeated."),
+    ] = None,
     notes: Annotated[str, typer.Option("--notes", help="What changed, for people.")] = "",
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write [<first folder>/NAME.release.json].")
@@ -38,6 +42,8 @@ def create(
     """Make a release of the variants that passed their gates."""
     check_name(name, "release")
     release, layouts = release_file.compose(name, build_out, notes)
+    release, more = release_file.with_images(release, images or [])
+    layouts += more
     path = out or build_out[0] / f"{name}{release_file.SUFFIX}"
     release_file.write(path, release, layouts)
     output.note(f"wrote {path}")
@@ -45,11 +51,16 @@ def create(
         output.emit_json(release)
         return
     rows = [
-        (target, digest.short(variant.digest), f"{variant.size / 1024:.0f} KiB")
+        (
+            target,
+            digest.short(variant.digest),
+            f"{variant.size / 1024:.0f} KiB",
+            digest.short(variant.image.digest) if variant.image else "-",
+        )
         for target, variant in sorted(release.variants.items())
     ]
     output.emit(f"release {name}: {release.model} {release.version}")
-    output.emit(output.table(("target", "bundle", "size"), rows))
+    output.emit(output.table(("target", "bundle", "size", "image"), rows))
 
 
 @app.command()
@@ -58,7 +69,10 @@ def publish(
     manager: Manager = None,
     as_json: Json = False,
 ) -> None:
-    """Push a release's bundles and announce it. Doing it again sends only what is missing."""
+    """Push a release's bundles and images, and announce it.
+
+    Doing it again sends only what is missing.
+    """
     document, layouts = release_file.read(release_file.find(release))
     with output.needs("fleet"):
         from edgekit.cli.manager_client import ManagerClient
@@ -75,8 +89,10 @@ def publish(
     with ManagerClient(manager) as client:
         for number, (target, variant) in enumerate(sorted(document.variants.items()), start=1):
             output.note(f"bundle {number}/{len(document.variants)}: {target}")
-            layout = release_file.holding(layouts, variant.digest)
-            client.push_bundle(layout, variant.repository, variant.digest, progress)
+            for reference in (variant, variant.image):
+                if reference is not None:
+                    layout = release_file.holding(layouts, reference.digest)
+                    client.push_bundle(layout, reference.repository, reference.digest, progress)
         status, answer = client.post("/releases", codec.encode(document))
     output.note(f"{sent / 1024:.0f} KiB sent, {skipped / 1024:.0f} KiB were there already")
     if as_json:

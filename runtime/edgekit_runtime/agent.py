@@ -209,6 +209,8 @@ class Agent:
                 check_policy(deployment.policy)
                 for variant in deployment.variants.values():
                     digests.parse(variant.digest)
+                    if variant.image is not None:
+                        digests.parse(variant.image.digest)
             self._refused = ""
             parts.deployer.offer(desired, digests.of_bytes(inner))
 

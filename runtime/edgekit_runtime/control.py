@@ -10,12 +10,12 @@ import msgspec
 from edgekit import __version__
 from edgekit.contracts.errors import EdgekitError
 from edgekit_runtime import oip
-from edgekit_runtime.answering import ACTIONS, check_version, failed, only
 from edgekit_runtime.errors import NotServingError
 from edgekit_runtime.http1 import HttpError, Reply, Request
 from edgekit_runtime.lane import Lane
 from edgekit_runtime.metrics import CONTENT_TYPE, Metrics
 from edgekit_runtime.oip import Route
+from edgekit_runtime.replies import ACTIONS, check_version, failed, only
 from edgekit_runtime.serving import Live
 
 log = logging.getLogger(__name__)

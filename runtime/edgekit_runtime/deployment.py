@@ -11,11 +11,11 @@ from pathlib import Path
 
 import msgspec
 
-from edgekit.contracts.messages import DeviceEvent, Failure, Record, SlotEvent
+from edgekit.contracts.messages import DeviceEvent, Failure, Record, SlotEvent, SlotRef
 from edgekit.contracts.states import SlotState
 from edgekit_runtime.counting import Counting
 from edgekit_runtime.machine import Event, next_state
-from edgekit_runtime.ports import Clock, Disk, Fetcher, Host
+from edgekit_runtime.ports import Clock, Disk, Fetcher, Host, Images
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
 from edgekit_runtime.serving import Serving
 from edgekit_runtime.store import BlobStore
@@ -50,6 +50,7 @@ class Environment:
     emit: Callable[[Record], None]  # audit records go to the spool
     wake: Callable[[], None]
     serving_changed: Callable[[Serving], None]  # what is to serve; called by the control thread
+    images: Images | None = None  # this device has a container engine
 
 
 class Deployment:
@@ -94,14 +95,15 @@ class Deployment:
                 )
             )
 
-    def quarantine(self, model: ModelRecord, digest: str, reason: str) -> dict[str, Failure]:
-        """``model.failed`` with ``digest`` added, the oldest dropped."""
-        before = model.failed.get(digest)
+    def quarantine(self, model: ModelRecord, ref: SlotRef, reason: str) -> dict[str, Failure]:
+        """``model.failed`` with ``ref`` added, the oldest dropped."""
+        before = model.failed.get(ref.digest)
         failure = Failure(
             reason=reason[:REASON_CHARS_MAX],
             at=self._clock.wall(),
             attempts=before.attempts + 1 if before else 1,
             retry_token=model.retry_token,
+            content=ref.image.digest if ref.image is not None else "",
         )
-        newest = sorted({**model.failed, digest: failure}.items(), key=lambda item: item[1].at)
+        newest = sorted({**model.failed, ref.digest: failure}.items(), key=lambda item: item[1].at)
         return dict(newest[-FAILED_MAX:])

@@ -12,12 +12,13 @@ from time import monotonic, monotonic_ns
 from typing import NoReturn
 
 from edgekit_runtime import client, oip, wire
-from edgekit_runtime.answering import ACTIONS, Answerer
+from edgekit_runtime.answering import Answerer
 from edgekit_runtime.board import Board, Grip
 from edgekit_runtime.client import Client, Connections
 from edgekit_runtime.http1 import HttpError, Reply, Request
 from edgekit_runtime.loop import READ, WRITE, Loop
 from edgekit_runtime.oip import Route
+from edgekit_runtime.replies import ACTIONS
 from edgekit_runtime.supervision import EXIT_MEMORY
 from edgekit_runtime.wire import Channel, Frame, FrameKind
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from time import monotonic
 
 from edgekit_runtime import client, http1, oip, wire
-from edgekit_runtime.answering import ACTIONS
 from edgekit_runtime.board import Grip
 from edgekit_runtime.client import Client, Connections
 from edgekit_runtime.control import Control
 from edgekit_runtime.http1 import HttpError, Request
 from edgekit_runtime.lane import Lane, Phase
 from edgekit_runtime.loop import READ, Loop
+from edgekit_runtime.replies import ACTIONS
 from edgekit_runtime.serving import Live, Serving
 from edgekit_runtime.supervision import Ending
 from edgekit_runtime.wire import Frame, FrameKind

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from edgekit.contracts import digest as digests
 from edgekit.contracts.errors import EdgekitError
 from edgekit.contracts.messages import DeviceEvent
+from edgekit.engine.ports import EngineAwayError
 from edgekit_runtime.deployment import Environment
 from edgekit_runtime.errors import WorkerEndedError
 from edgekit_runtime.monitors.windows import labels_for
@@ -41,9 +42,9 @@ class Hosted:
         return serving
 
     def loaded(self) -> dict[str, str]:
-        """Digest that serves, by model."""
+        """Digest of what serves, by model."""
         return {
-            name: serving.live.ref.digest
+            name: serving.live.ref.content
             for name, serving in self.servings.items()
             if serving.live is not None
         }
@@ -75,6 +76,9 @@ class Hosted:
         if isinstance(error, WorkerEndedError):
             self._note(name, error.ending)
             self._tell(error.message)
+        elif isinstance(error, EngineAwayError):
+            log.warning("%s: %s", name, error.message)
+            self._note(name, Ending(EndKind.OUTSIDE, error.message))
         else:
             self._note(name, Ending(EndKind.CRASH, error.message))
 

@@ -2,8 +2,10 @@
 
 ``head | meta | body``: the head says what it is, how long the parts are and how many descriptors
 came along (SCM_RIGHTS). Inference does not pass here: what does are orders, connections and signs
-of life. The socket belongs to one agent and the worker it started: there is no version to
-negotiate.
+of life. The socket belongs to one agent and the worker it started. Nothing is negotiated: a worker
+process runs the agent's own code, and an image says which `edgekit.contracts.image.WORKER_PROTOCOL`
+its worker speaks before it is ever started. Raise that with a change here that one side could
+misread.
 """
 
 from __future__ import annotations

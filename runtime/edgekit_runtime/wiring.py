@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.contracts.messages import DeviceProfile
-from edgekit_runtime import agent, profile
+from edgekit.engine import opened
+from edgekit_runtime import agent, prestart, profile
 from edgekit_runtime.agent import Agent, Parts
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.config import AgentConfig
+from edgekit_runtime.containers import slots
+from edgekit_runtime.containers.launcher import ContainerLauncher
+from edgekit_runtime.containers.slots import ImageSlots
 from edgekit_runtime.control import Control
 from edgekit_runtime.counting import Counting
 from edgekit_runtime.deployer import Deployer
 from edgekit_runtime.deployment import NAME as RECORD
 from edgekit_runtime.deployment import Environment
 from edgekit_runtime.disk import PosixDisk
-from edgekit_runtime.download import HttpFetcher
 from edgekit_runtime.front import Front, Limits
 from edgekit_runtime.link import MqttLink
 from edgekit_runtime.loop import Loop
@@ -58,7 +61,8 @@ def build(config: AgentConfig) -> Built:
     state = config.device.state_dir
     disk, clock, verifier = PosixDisk(), SystemClock(), DigestVerifier()
     described = detect_profile(config)
-    host = _host(config, disk)  # first of all: its processes start while we read
+    containers = _containers(config)
+    host = _host(config, disk, containers)  # first of all: its processes start while we read
     wake = threading.Event()
     loop = Loop()
     front = Front(loop, _limits(config), Control(), woken=wake.set)
@@ -78,6 +82,7 @@ def build(config: AgentConfig) -> Built:
             emit=lambda record: agent.emit(spool, record),
             wake=wake.set,
             serving_changed=front.changed,
+            images=containers[1] if containers else None,
         )
     )
     link = MqttLink(config.address, config.broker.host, config.broker.port, clock)
@@ -110,7 +115,26 @@ def _limits(config: AgentConfig) -> Limits:
     )
 
 
-def _host(config: AgentConfig, disk: PosixDisk) -> WorkerHost:
+def _containers(config: AgentConfig) -> tuple[ContainerLauncher, ImageSlots] | None:
+    """What runs images; None where no engine is configured.
+
+    Raises:
+        UsageError: the SDK is not installed.
+    """
+    url, device = config.containers.engine, config.device
+    if url is None:
+        return None
+    engine, state = opened.engine(url), device.state_dir.absolute()
+    owner = slots.owner_of(config)
+    launcher = ContainerLauncher(engine, state / "containers", owner)
+    return launcher, ImageSlots(engine, launcher, owner)
+
+
+def _host(
+    config: AgentConfig,
+    disk: PosixDisk,
+    containers: tuple[ContainerLauncher, ImageSlots] | None,
+) -> WorkerHost:
     state = config.device.state_dir
     serve = config.serve
     limits = WorkerLimits(
@@ -121,10 +145,14 @@ def _host(config: AgentConfig, disk: PosixDisk) -> WorkerHost:
         connections_max=serve.connections_max,
         client_s_max=serve.client_s_max,
     )
-    host = WorkerHost(state, limits)
+    host = WorkerHost(state, limits, containers=containers[0] if containers else None)
     record = TwoCopy(disk, state, RECORD, DeploymentRecord).peek().value
-    if record is not None and any(model.active for model in record.models.values()):
-        host.prepare()  # the engine's library loads while the agent reads its spool
+    for name, model in record.models.items() if record is not None else ():
+        if model.active is not None and model.active.image is None:
+            # The engine's library and the model load while the agent reads its spool.
+            host.load_ahead(name, model.active, model.policy)
+            break
+    prestart.discard()
     return host
 
 
@@ -138,4 +166,8 @@ def prepare_state(state: Path) -> None:
 
 
 def _fetcher(url: str | None) -> Fetcher | None:
-    return HttpFetcher(url) if url else None
+    if not url:
+        return None
+    from edgekit_runtime.download import HttpFetcher  # noqa: PLC0415 - slow to import
+
+    return HttpFetcher(url)

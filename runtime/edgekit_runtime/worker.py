@@ -1,10 +1,10 @@
 """A worker process: holds one model and answers the connections its agent hands to it.
 
-Started by the agent as ``python -m edgekit_runtime.worker FD``, FD being a connected Unix socket.
-The agent accepts connections and passes them here as descriptors; requests and answers never pass
-through the agent. What is answered is counted before, in the agent's regions, which are shared
-memory. One inference at a time. A worker ends with its agent, however that ends, even in the
-middle of an inference.
+Started by the agent as ``python -m edgekit_runtime.worker FD``, FD being a connected Unix socket,
+or in a container with the path of a socket instead. The agent accepts connections and passes them
+here as descriptors; requests and answers never pass through the agent. What is answered is counted
+before, in the agent's regions, which are shared memory. One inference at a time. A worker ends with
+its agent, however that ends, even in the middle of an inference.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 
 from edgekit.contracts.errors import BadInputError, EdgekitError, ResourceError
 from edgekit.contracts.oci import LayoutReader
-from edgekit_runtime import desk, engines, fitness, process_facts, wire
+from edgekit_runtime import desk, engines, fitness, launch, process_facts, wire
 from edgekit_runtime.answering import Answerer
 from edgekit_runtime.board import Board
 from edgekit_runtime.clock import SystemClock
@@ -151,14 +151,14 @@ def _end_with_agent(sock: socket.socket) -> NoReturn:
 
 
 def main() -> None:
-    """Serve the socket whose number is the only argument."""
+    """Serve the socket that the only argument names."""
     # Ctrl-C and a service manager's stop reach the whole group; the agent drains first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.enable()
     logging.basicConfig(stream=sys.stderr, format="%(levelname).1s worker: %(message)s")
     np.seterr(all="ignore")  # what overflows becomes infinite, and the guard says so
-    sock = socket.socket(fileno=int(sys.argv[1]))
+    sock = launch.channel(sys.argv[1])
     threading.Thread(target=_end_with_agent, args=(sock,), daemon=True).start()
     engines.preload()  # a worker started ahead of its order has the library in memory
     Worker(Channel(sock)).run()

@@ -20,10 +20,10 @@ from edgekit_runtime.board import Board
 from edgekit_runtime.loop import READ, WRITE, Loop
 from edgekit_runtime.region import Region
 from edgekit_runtime.supervision import Ending, EndKind
-from edgekit_runtime.wire import Facts, Frame, FrameKind
+from edgekit_runtime.wire import Channel, Facts, Frame, FrameKind
 
 if TYPE_CHECKING:
-    from edgekit_runtime.workers import WorkerProcess
+    from edgekit_runtime.launch import WorkerHandle
 
 LATENCIES_MAX = 512  # of the newest requests, for the p99
 CANARY_S = 10.0  # a worker without traffic for so long shows that it still computes
@@ -35,13 +35,16 @@ OnEnd = Callable[["WorkerModel", Ending], None]
 class WorkerModel:
     """`edgekit_runtime.ports.Loaded` in another process."""
 
-    def __init__(self, process: WorkerProcess, facts: Facts, policy: Policy) -> None:
+    def __init__(
+        self, process: WorkerHandle, channel: Channel, board: Board, facts: Facts, policy: Policy
+    ) -> None:
         self.manifest: BundleManifest = facts.manifest
         self.contract: Contract = facts.contract
         self.pid = process.pid
-        self.board: Board = process.board
+        self.board = board
         self.region: Region | None = None  # where it counts now
         self._process = process
+        self._channel = channel
         self._policy = policy
         self._lock = threading.Lock()
         self._loop: Loop | None = None
@@ -65,7 +68,8 @@ class WorkerModel:
                 return
             self._shut = True
             if self._loop is not None:
-                self._loop.forget(self._process.channel.socket.fileno())
+                self._loop.forget(self._channel.socket.fileno())
+            self._channel.close()
             self._process.hang_up()
 
     # --- the front's thread --------------------------------------------------------------------
@@ -76,7 +80,7 @@ class WorkerModel:
             if self._shut:
                 return
             self._loop, self._on_frame, self._on_end = loop, on_frame, on_end
-            channel = self._process.channel
+            channel = self._channel
             channel.socket.setblocking(False)
             loop.watch(channel.socket.fileno(), READ, self._ready)
 
@@ -84,7 +88,7 @@ class WorkerModel:
         """Say something; a worker that is gone is noticed by reading."""
         if self._shut or self._loop is None:
             return
-        channel = self._process.channel
+        channel = self._channel
         try:
             channel.send(frame)
         except OSError:
@@ -106,7 +110,7 @@ class WorkerModel:
         if ended is not None:
             self._fail(ended)
             return
-        size = process_facts.rss_bytes(self.pid) if limit else None
+        size = process_facts.rss_bytes(self.pid) if limit and self.pid else None
         if size is not None and size > limit:
             text = f"its worker used {size} bytes of memory, allowed {limit}"
             self._fail(Ending(EndKind.MEMORY, text))
@@ -129,7 +133,7 @@ class WorkerModel:
             self._fail(Ending(EndKind.STUCK, text))
 
     def _ready(self, events: int) -> None:
-        channel = self._process.channel
+        channel = self._channel
         try:
             if events & WRITE:
                 channel.flush()
@@ -151,7 +155,7 @@ class WorkerModel:
         """What it held is only taken over when it cannot act any more."""
         self._ending = ending
         self._process.kill()
+        self.close()  # it ends by itself, too, when its agent hangs up
         self._process.wait(EXIT_S)
-        self.close()
         if self._on_end is not None:
             self._on_end(self, ending)

@@ -193,6 +193,7 @@ def test_a_connection_that_waits_for_nothing_outlives_a_killed_worker(world, wri
 
     assert ask() == 200
     kept = connection.sock
+    assert agent.infer(None)[0] == 200  # the worker is done with the first one by now
     os.kill(_workers(agent)[0], signal.SIGKILL)
     time.sleep(0.5)  # noticed by now; if not, a 503 would close the connection
     wait_for(lambda: ask() == 200, what="the next worker answers")
