@@ -7,7 +7,7 @@ import pytest
 from agentkit import layouts
 from agentkit.disks import FaultyDisk, PowerCut
 from agentkit.fetchers import LocalFetcher
-from agentkit.hosts import LocalHost
+from agentkit.hosts import LocalHost, hosted
 
 from edgekit.contracts import digest
 from edgekit.contracts.errors import EdgekitError
@@ -21,7 +21,6 @@ from edgekit_runtime.deployer import Deployer
 from edgekit_runtime.deployment import Environment
 from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.jobs import Done
-from edgekit_runtime.session import Place, Session
 from edgekit_runtime.spool import Spool
 from edgekit_runtime.store import BlobStore
 from edgekit_runtime.verifier import DigestVerifier
@@ -97,13 +96,8 @@ class Device:
 
     def infer(self, count: int) -> None:
         for _ in range(count):
-            self.session().infer({"x": np.zeros((1, 4), np.float32)})
+            hosted(self.serving).infer({"x": np.zeros((1, 4), np.float32)})
         self.settle()
-
-    def session(self) -> Session:
-        live = self.serving.live
-        regions = self.serving.shelf.lend(live.region)
-        return Session(live.loaded, Place.of(live.ref.version, live.slot, regions), SystemClock())
 
     @property
     def serving(self):
@@ -223,7 +217,7 @@ def test_nan_outputs_on_trial_revert(tmp_path, layout):
     device.deploy(2, bad, "v2")
     huge = np.full((1, 4), 3e38, np.float32)  # legal float32 that overflows inside the model
     for _ in range(3):
-        device.session().infer({"x": huge})
+        hosted(device.serving).infer({"x": huge})
     device.settle()
     assert device.model.state is SlotState.ROLLED_BACK
     assert "NaN rate" in device.model.failed[bad].reason
