@@ -33,6 +33,13 @@ def up(
         str | None,
         typer.Option(help="URL devices fetch bundles from [this manager's own]."),
     ] = None,
+    artifacts: Annotated[
+        str | None,
+        typer.Option(help="Bucket for artifacts, s3://BUCKET/PREFIX [the data folder]."),
+    ] = None,
+    s3_endpoint: Annotated[
+        str | None, typer.Option(help="URL of an S3 server that is not Amazon's.")
+    ] = None,
     window_s: Annotated[float, typer.Option(help="Length of devices' telemetry windows.")] = 60.0,
     report_s: Annotated[float, typer.Option(help="Interval of devices' heartbeats.")] = 30.0,
     require_broker: Annotated[
@@ -57,6 +64,8 @@ def up(
         port=port,
         tenant=tenant,
         artifacts_url=artifacts_url,
+        artifacts=artifacts,
+        s3_endpoint=s3_endpoint,
         window_s=window_s,
         report_s=report_s,
         require_broker=require_broker,
