@@ -53,6 +53,7 @@ _VIEWS = (
     views.DeviceSummary,
     views.DeviceDetail,
     views.ReleaseView,
+    views.FieldVersion,
     views.RolloutView,
     views.RolloutDetail,
     views.InferencesView,
@@ -111,6 +112,12 @@ def _reads(
     @routes.get("/releases", responses=_documented("ReleaseView", many=True), tags=["releases"])
     def get_releases() -> Response:
         return answer(queries.release_list())
+
+    @routes.get(
+        "/models/{model}/field", responses=_documented("FieldVersion", many=True), tags=["devices"]
+    )
+    def get_field(model: str) -> Response:
+        return answer(queries.field(model))
 
     @routes.get("/rollouts", responses=_documented("RolloutView", many=True), tags=["rollouts"])
     def get_rollouts() -> Response:

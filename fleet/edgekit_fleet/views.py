@@ -76,6 +76,16 @@ class ReleaseView(msgspec.Struct, frozen=True, kw_only=True):
     created: float
 
 
+class FieldVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle of a model that devices run now. ``repository`` is None for one never released."""
+
+    target: str
+    digest: str
+    version: str
+    devices: int
+    repository: str | None
+
+
 class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
     """A rollout as it stands. ``devices_exposed`` is every device that was ever given it."""
 
