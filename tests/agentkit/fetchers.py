@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgekit.contracts import codec, oci
+from edgekit.contracts import codec, delta, oci
 from edgekit.contracts import digest as digests
 from edgekit.contracts.errors import UnavailableError
 from edgekit.contracts.oci import LayoutReader
@@ -22,7 +22,7 @@ class LocalFetcher:
         found = []
         for path in sorted((self._blobs.root / "blobs" / "sha256").iterdir()):
             raw = path.read_bytes()
-            if b'"subject"' in raw:
+            if delta.ARTIFACT_TYPE.encode() in raw:
                 manifest = codec.decode(oci.Manifest, raw, what="referrer")
                 if manifest.subject.digest == digest:
                     found.append(
