@@ -151,6 +151,13 @@ class ManagerClient:
         with self._registry(repository) as registry:
             transfer.push(registry, layout, manifest_digest, [manifest_digest], progress)
 
+    def push(
+        self, layout: oci.LayoutReader, repository: str, manifest_digest: str, names: list[str]
+    ) -> None:
+        """Push any artifact under ``names``; raises as `push_bundle`."""
+        with self._registry(repository) as registry:
+            transfer.push(registry, layout, manifest_digest, names, lambda _: None)
+
     def pull_bundle(self, repository: str, manifest_digest: str, layout: Path) -> None:
         """Pull a bundle into a layout folder.
 

@@ -29,6 +29,7 @@ from edgekit_fleet.api import create_app
 from edgekit_fleet.artifacts import ArtifactStore
 from edgekit_fleet.config import ManagerConfig
 from edgekit_fleet.ingest import Ingest
+from edgekit_fleet.join_api import Joining
 from edgekit_fleet.link import MqttLink
 from edgekit_fleet.objects import Objects
 from edgekit_fleet.queries import Queries
@@ -234,7 +235,18 @@ def run(config: ManagerConfig, announce: Callable[[str], None]) -> None:
             yield
 
         app = create_app(
-            database=database, store=store, queries=manager.queries, health=manager.health
+            database=database,
+            store=store,
+            queries=manager.queries,
+            health=manager.health,
+            joining=Joining(
+                database,
+                store,
+                tenant=config.tenant,
+                broker=config.device_broker or config.broker,
+                artifacts_url=config.artifacts_url,
+                clock=time.time,
+            ),
         )
         app.router.lifespan_context = lifespan
         stack.callback(manager.stop)
