@@ -33,6 +33,7 @@ from edgekit.contracts.messages import (
 from edgekit_runtime import process_facts
 from edgekit_runtime.counting import DRAIN_AT, Counting
 from edgekit_runtime.deployer import Deployer
+from edgekit_runtime.golden_watch import GoldenWatch
 from edgekit_runtime.ports import Clock, Link, Verifier
 from edgekit_runtime.spool import Spool
 from edgekit_runtime.uplink import Uplink
@@ -54,6 +55,7 @@ class Parts:
     spool: Spool
     counting: Counting
     deployer: Deployer
+    golden: GoldenWatch
     uplink: Uplink
     verifier: Verifier
     profile: DeviceProfile
@@ -169,6 +171,7 @@ class Agent:
             parts.spool.flush()
             parts.spool.maintain()
             parts.counting.retire()
+            parts.golden.advance(parts.deployer.record)
         if self._first_inference_s is not None and not self._first_saved:
             self._first_saved = self._report_due = True
             self._on_first_inference(self._first_inference_s)

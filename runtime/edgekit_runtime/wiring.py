@@ -18,6 +18,7 @@ from edgekit_runtime.deployment import NAME as RECORD
 from edgekit_runtime.deployment import Environment
 from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.download import HttpFetcher
+from edgekit_runtime.golden_watch import GoldenWatch
 from edgekit_runtime.link import MqttLink
 from edgekit_runtime.ports import Fetcher
 from edgekit_runtime.record import DeploymentRecord
@@ -84,6 +85,16 @@ def build(config: AgentConfig) -> Built:
         spool=spool,
         counting=counting,
         deployer=deployer,
+        golden=GoldenWatch(
+            disk,
+            state,
+            clock,
+            host,
+            hour=config.selftest.hour,
+            engines=described.engines,
+            emit=lambda record: agent.emit(spool, record),
+            wake=wake.set,
+        ),
         uplink=Uplink(spool, link, clock),
         verifier=verifier,
         profile=described,
