@@ -18,6 +18,7 @@ from edgekit.contracts import codec, digest
 from edgekit.contracts.bundle import BundleFile, Role
 
 BUILD_TYPE = "urn:edgekit:build:v1"  # names the meaning of the parameters
+Licences = Mapping[str, Sequence[Mapping[str, Any]]]  # by package: CycloneDX's ``licenses``
 _NAMESPACE = uuid.UUID("8f0f2c1e-5d0a-5b7e-9a56-3f3c0b2d7a11")  # ours; any fixed one would do
 
 
@@ -125,21 +126,39 @@ def provenance(
     }
 
 
-def image_sbom(pins: Mapping[str, str], base_digest: str, model: str, version: str) -> bytes:
-    """CycloneDX of an image: the wheels in it and the base they stand on."""
-    wheels = [{**_tool(name, found), "type": "library", "bom-ref": f"pkg:pypi/{name}@{found}"}
-              for name, found in pins.items()]  # fmt: skip
-    content = {"hashes": [{"alg": "SHA-256", "content": digest.hex_of(base_digest)}]}
-    base = {"type": "operating-system", "bom-ref": "base", "name": "base", **content}
-    subject = {"type": "container", "bom-ref": "image", "name": model, "version": version}
-    refs = ["base", *(str(wheel["bom-ref"]) for wheel in wheels)]
+def _library(name: str, version: str, licences: Licences) -> dict[str, Any]:
+    component = {**_tool(name, version), "type": "library", "bom-ref": f"pkg:pypi/{name}@{version}"}
+    told = licences.get(name)
+    return component | ({"licenses": [dict(each) for each in told]} if told else {})
+
+
+def _document(subject: Mapping[str, Any], components: Sequence[Mapping[str, Any]]) -> bytes:
+    """A CycloneDX document of one thing that depends on all others."""
+    refs = [str(component["bom-ref"]) for component in components]
     body = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
         "metadata": {"component": subject},
-        "components": [base, *wheels],
-        "dependencies": [{"ref": "image", "dependsOn": refs}],
+        "components": components,
+        "dependencies": [{"ref": subject["bom-ref"], "dependsOn": refs}],
     }
     serial = uuid.uuid5(_NAMESPACE, digest.of_bytes(codec.encode(body)))
     return codec.encode_pretty({**body, "serialNumber": f"urn:uuid:{serial}"})
+
+
+def image_sbom(
+    pins: Mapping[str, str], base_digest: str, model: str, version: str, licences: Licences
+) -> bytes:
+    """CycloneDX of an image: the wheels in it and the base they stand on."""
+    content = {"hashes": [{"alg": "SHA-256", "content": digest.hex_of(base_digest)}]}
+    base = {"type": "operating-system", "bom-ref": "base", "name": "base", **content}
+    subject = {"type": "container", "bom-ref": "image", "name": model, "version": version}
+    return _document(subject, [base, *(_library(*pin, licences) for pin in pins.items())])
+
+
+def runtime_sbom(pins: Mapping[str, str], licences: Licences, version: str) -> bytes:
+    """CycloneDX of a runtime: the agent and the wheels beside it."""
+    subject = {"type": "application", "bom-ref": "runtime", "name": "edgekit-ml",
+               "version": version, "licenses": [{"expression": "Apache-2.0"}]}  # fmt: skip
+    return _document(subject, [_library(*pin, licences) for pin in pins.items()])

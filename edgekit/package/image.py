@@ -11,7 +11,7 @@ import importlib.util
 import io
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from edgekit.contracts.oci import (
     Manifest,
     Platform,
 )
-from edgekit.package import evidence, feasible, in_image, rootfs, tar, wheels
+from edgekit.package import evidence, feasible, in_image, licences, rootfs, tar, wheels
 from edgekit.package.bundle import tag_of
 from edgekit.package.layout import LayoutTransaction, transaction
 from edgekit.package.reader import VerifiedBundle
@@ -45,7 +45,7 @@ from edgekit.package.tar import LayerFacts
 CONFIG_MEDIA_TYPE = "application/vnd.oci.image.config.v1+json"
 HOME = "opt/edgekit"
 USER = "65532:65532"  # "nonroot" of the distroless images; no name is needed
-_LAYER_VERSION = 1  # of how layers are made: part of cache keys
+_LAYER_VERSION = 2  # of how layers are made: part of cache keys
 _AGENT = ("edgekit.contracts", "edgekit.stats", "edgekit.preprocess", "edgekit_runtime")
 OnStep = Callable[[str], None]
 
@@ -57,6 +57,7 @@ class Layer:
     path: Path
     facts: LayerFacts
     purpose: str
+    licences: evidence.Licences = field(default_factory=dict)  # of the packages in it
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,8 +147,8 @@ class Builder:
         inputs = {path.name: digest.of_file(path)[0] for path in files}
 
         def pack(folder: Path) -> dict[str, Any]:
-            return {"layer": _plain(tar.write(wheels.unpack(files), folder / "layer",
-                                              mtime=self._epoch))}  # fmt: skip
+            layer = tar.write(wheels.unpack(files), folder / "layer", mtime=self._epoch)
+            return {"layer": _plain(layer), "licences": licences.of_wheels(files)}
 
         def agent(folder: Path) -> dict[str, Any]:
             return {"layer": _plain(tar.write(code, folder / "layer", mtime=self._epoch))}
@@ -161,7 +162,12 @@ class Builder:
             "agent": self._cache.run(self._step("image-agent", sources), agent),
         }
         return [
-            Layer(e.file("layer"), msgspec.convert(e.facts["layer"], LayerFacts), purpose)
+            Layer(
+                e.file("layer"),
+                msgspec.convert(e.facts["layer"], LayerFacts),
+                purpose,
+                e.facts.get("licences", {}),
+            )
             for purpose, e in cached.items()
         ]
 
@@ -250,7 +256,11 @@ def _model_layer(plan: Plan, below: Sequence[Layer], path: Path, epoch: int) -> 
         "selftest.npz": _selftest_data(bundle),
         "contents.json": codec.encode_pretty(contents),
         "sbom.cdx.json": evidence.image_sbom(
-            plan.pins, plan.base_digest, bundle.manifest.model, bundle.manifest.version
+            plan.pins,
+            plan.base_digest,
+            bundle.manifest.model,
+            bundle.manifest.version,
+            {name: told for layer in below for name, told in layer.licences.items()},
         ),
     }
     entries = [*blobs, *(tar.file(f"{HOME}/{name}", data) for name, data in small.items())]

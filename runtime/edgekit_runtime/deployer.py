@@ -19,7 +19,7 @@ from edgekit_runtime import fitness, planner, steps
 from edgekit_runtime.counting import TrialCounter
 from edgekit_runtime.deployment import Deployment, Environment
 from edgekit_runtime.downloads import Downloads
-from edgekit_runtime.errors import UnsuitableError
+from edgekit_runtime.errors import DeltaAwaitedError, UnsuitableError
 from edgekit_runtime.hosted import Hosted
 from edgekit_runtime.jobs import Done, JobRunner
 from edgekit_runtime.machine import Event
@@ -28,6 +28,7 @@ from edgekit_runtime.ports import Loaded
 from edgekit_runtime.record import DeploymentRecord, ModelRecord, activation, reversion
 from edgekit_runtime.region import Region
 from edgekit_runtime.serving import Serving
+from edgekit_runtime.store import Fetched
 
 STEPS_MAX = 256  # per call; a plan that never settles would starve telemetry
 
@@ -126,15 +127,7 @@ class Deployer:
         elif isinstance(step, steps.Remove):
             self._remove(step)
         elif isinstance(step, steps.Observe):
-            self._kept.save(
-                msgspec.structs.replace(
-                    self.record,
-                    gen=step.gen,
-                    desired_digest=step.digest,
-                    config=step.config,
-                    note=step.note,
-                )
-            )
+            self._kept.observe(step)
         elif isinstance(step, steps.Fetch):
             self._fetch(step)
         elif isinstance(step, steps.Verify):
@@ -220,24 +213,31 @@ class Deployer:
             return
         url, store = self.record.config.artifacts_url, self._env.store
 
-        def work() -> int:
-            fetcher = self._env.fetcher(url)
-            return store.fetch_bundle(fetcher, model.repository, candidate.digest)
+        def work() -> Fetched:
+            return store.fetch_bundle(
+                self._env.fetcher(url),
+                model.repository,
+                candidate.digest,
+                held=[ref.digest for ref in (model.active, model.fallback) if ref],
+                fallback=model.policy.delta_fallback,
+            )
 
         def finish(done: Done) -> None:
             if not self._is_candidate(step.model, candidate, SlotState.FETCHING):
                 return
             if done.error is None:
-                fetched = self._kept.model(step.model).fetched_bytes + int(done.value)
+                fetched = self._kept.model(step.model).fetched_bytes + done.value.transferred
                 self._kept.change(step.model, Event.FETCHED, fetched_bytes=fetched)
+                if done.value.note:
+                    self._kept.note(f"{step.model}: {done.value.note}")
             elif isinstance(done.error, (UnavailableError, ResourceError)):
                 limit = model.policy.download_attempts_max
                 count = self._downloads.failed(candidate.digest)
                 note = f"{step.model}: download attempt {count}: {done.error.message}"
-                if count >= limit:
+                if count >= limit and not isinstance(done.error, DeltaAwaitedError):
                     self._refuse(step.model, note)
                 else:
-                    self._kept.save(msgspec.structs.replace(self.record, note=note))
+                    self._kept.note(note)
             else:
                 self._refuse(step.model, done.error.message)
 

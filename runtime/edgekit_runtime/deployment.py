@@ -17,6 +17,7 @@ from edgekit_runtime.counting import Counting
 from edgekit_runtime.machine import Event, next_state
 from edgekit_runtime.ports import Clock, Disk, Fetcher, Host
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
+from edgekit_runtime.steps import Observe
 from edgekit_runtime.store import BlobStore
 from edgekit_runtime.twocopy import TwoCopy
 
@@ -71,6 +72,21 @@ class Deployment:
         """Make ``record`` the record; durable on return."""
         self._file.save(record)
         self.record = record
+
+    def observe(self, step: Observe) -> None:
+        """A desired state has been taken."""
+        changed = msgspec.structs.replace(
+            self.record,
+            gen=step.gen,
+            desired_digest=step.digest,
+            config=step.config,
+            note=step.note,
+        )
+        self.save(changed)
+
+    def note(self, text: str) -> None:
+        """Tell people something through the reported state."""
+        self.save(msgspec.structs.replace(self.record, note=text[:REASON_CHARS_MAX]))
 
     def change(self, name: str, event: Event | None, reason: str = "", **changes: object) -> None:
         """Persist ``changes`` and the state that ``event`` leads to (the same when ignored)."""

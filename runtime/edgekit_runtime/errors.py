@@ -6,6 +6,7 @@
     ├── GuardError          an inference input breaks the contract (HTTP 400, counted as violation)
     └── UnsuitableError     a bundle that cannot run on this device
     UnavailableError
+    ├── DeltaAwaitedError   only whole files are to be had, and the policy says to wait
     ├── EngineError         the engine failed on a valid input (HTTP 500, counted as error)
     ├── NotServingError     no model is loaded (HTTP 503)
     ├── WorkerEndedError    a worker ended while it loaded a bundle
@@ -24,6 +25,10 @@ class GuardError(BadInputError):
 
 class UnsuitableError(BadInputError):
     """A bundle is intact and still cannot run here (target, engine or engine version)."""
+
+
+class DeltaAwaitedError(UnavailableError):
+    """There is no usable delta yet, and whole files are not wanted."""
 
 
 class EngineError(UnavailableError):

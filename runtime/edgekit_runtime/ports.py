@@ -151,6 +151,12 @@ class Fetcher(Protocol):
     def blob(self, repository: str, digest: str, offset: int) -> Iterator[bytes]:
         """Chunks of a blob from ``offset`` on. Raises like `manifest`."""
 
+    def referrers(self, repository: str, digest: str) -> bytes | None:
+        """Index of what refers to a manifest; None when the server knows of nothing.
+
+        Raises like `manifest`.
+        """
+
 
 class Link(Protocol):
     """The MQTT connection. Callbacks run on the link's own thread and must not block."""

@@ -77,7 +77,13 @@ def test_equal_evidence_gives_equal_bundles_and_other_evidence_another_serial(tm
 
 
 def test_the_sbom_of_an_image_lists_wheels_and_base():
-    raw = evidence.image_sbom({"numpy": "2.4.6"}, digest.of_bytes(b"root"), "waves", "1")
+    raw = evidence.image_sbom(
+        {"numpy": "2.4.6"},
+        digest.of_bytes(b"root"),
+        "waves",
+        "1",
+        {"numpy": [{"expression": "BSD-3-Clause"}]},
+    )
     found = json.loads(raw)
     assert [c["name"] for c in found["components"]] == ["base", "numpy"]
     assert found["components"][1]["purl"] == "pkg:pypi/numpy@2.4.6"
