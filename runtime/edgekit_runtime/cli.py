@@ -16,6 +16,7 @@ from edgekit.contracts.errors import GateFailedError, UnavailableError
 from edgekit.contracts.verdict import Outcome
 from edgekit_runtime import config as configuration
 from edgekit_runtime import console
+from edgekit_runtime.supervisor.rules import EXIT_SWITCH
 
 app = typer.Typer(
     name="edgekit-agent",
@@ -76,6 +77,8 @@ def run(config: ConfigOption) -> None:
         lock.release()
     if built.agent.failure is not None:
         raise built.agent.failure
+    if built.agent.switching:
+        raise typer.Exit(EXIT_SWITCH)
 
 
 @app.command()

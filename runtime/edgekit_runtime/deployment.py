@@ -11,9 +11,11 @@ from pathlib import Path
 
 import msgspec
 
+from edgekit.contracts import digest as digests
 from edgekit.contracts.messages import DeviceEvent, Failure, Record, SlotEvent
 from edgekit.contracts.states import SlotState
 from edgekit_runtime.counting import Counting
+from edgekit_runtime.errors import RuntimeUnfitError
 from edgekit_runtime.machine import Event, next_state
 from edgekit_runtime.ports import Clock, Disk, Fetcher, Host
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
@@ -49,6 +51,7 @@ class Environment:
     fetcher: Callable[[str | None], Fetcher | None]  # from an artifacts_url
     emit: Callable[[Record], None]  # audit records go to the spool
     wake: Callable[[], None]
+    runtime_on_trial: bool = False  # the supervisor has another one to go back to
 
 
 class Deployment:
@@ -57,6 +60,7 @@ class Deployment:
     def __init__(self, env: Environment) -> None:
         self._clock = env.clock
         self._emit = env.emit
+        self._runtime_on_trial = env.runtime_on_trial
         self._file = TwoCopy(env.disk, env.state_dir, NAME, DeploymentRecord)
         loaded = self._file.load()
         self.record = loaded.value or DeploymentRecord()
@@ -110,6 +114,10 @@ class Deployment:
 
     def quarantine(self, model: ModelRecord, digest: str, reason: str) -> dict[str, Failure]:
         """``model.failed`` with ``digest`` added, the oldest dropped."""
+        proven = model.active is not None and model.confirmed and model.active.digest == digest
+        if self._runtime_on_trial and proven:
+            # It worked under the runtime before: that one comes back, the bundle stays.
+            raise RuntimeUnfitError(f"{digests.short(digest)} does not work here: {reason}")
         before = model.failed.get(digest)
         failure = Failure(
             reason=reason[:REASON_CHARS_MAX],

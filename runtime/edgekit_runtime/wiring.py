@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from edgekit_runtime.golden_watch import GoldenWatch
 from edgekit_runtime.link import MqttLink
 from edgekit_runtime.ports import Fetcher
 from edgekit_runtime.record import DeploymentRecord
+from edgekit_runtime.self_update import BLOBS, RuntimeUpdater, Surroundings
 from edgekit_runtime.serve import InferenceApp, Limits
 from edgekit_runtime.serving import Serving
 from edgekit_runtime.spool import Spool, SpoolLimits
@@ -76,6 +78,7 @@ def build(config: AgentConfig) -> Built:
             fetcher=_fetcher,
             emit=lambda record: agent.emit(spool, record),
             wake=wake.set,
+            runtime_on_trial=os.environ.get("EDGEKIT_SUPERVISOR") == "trial",
         )
     )
     link = MqttLink(config.address, config.broker.host, config.broker.port, clock)
@@ -94,6 +97,18 @@ def build(config: AgentConfig) -> Built:
             engines=described.engines,
             emit=lambda record: agent.emit(spool, record),
             wake=wake.set,
+        ),
+        updater=RuntimeUpdater(
+            Surroundings(
+                disk=disk,
+                clock=clock,
+                store=BlobStore(disk, state / BLOBS, verifier),
+                state_dir=state,
+                fetcher=_fetcher,
+                emit=lambda record: agent.emit(spool, record),
+                wake=wake.set,
+                environ=os.environ,
+            )
         ),
         uplink=Uplink(spool, link, clock),
         verifier=verifier,

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
+import zipfile
 from pathlib import Path
 
-from agentkit.world import wait_for
+import msgspec
+from agentkit.world import AgentProcess, wait_for
 
 import edgekit_runtime.supervisor
+from edgekit.contracts import codec, oci, runtime
+from edgekit.contracts.device import bootstrap, joining
+from edgekit.contracts.messages import VariantRef
+from edgekit.contracts.runtime import RuntimeFile, RuntimeManifest, RuntimeTarget
+from edgekit_runtime import engines
 from edgekit_runtime.supervisor.book import Book
 from edgekit_runtime.supervisor.rules import fresh
 
@@ -85,6 +92,65 @@ def prove(state: Path, digest: str) -> str:
     """Make it the confirmed runtime of a device."""
     Book(str(state)).save({**fresh(digest), "confirmed": True})
     return digest
+
+
+def publish(writer, version: str, files: dict[str, str], *, engine: str | None = None) -> str:
+    """A runtime as an artifact: one wheel with ``files``. What it lacks it finds in the test's own
+    environment, whose Python starts it; on a device there is nothing to find.
+    """
+    facts = joining.facts()
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, text in {"marker.txt": version, **files}.items():
+            archive.writestr(name, text)
+    wheel = f"edgekit_ml-{version}-py3-none-any.whl"
+    digest, size = writer.blob(stream.getvalue())
+    config = RuntimeManifest(
+        version=version,
+        arch=facts["arch"],
+        python=facts["python"],
+        glibc=facts["glibc"],
+        engines={"onnxruntime": engine or engines.versions()["onnxruntime"]},
+        packages={},
+        files=(RuntimeFile(path=wheel, sha256=digest, size=size),),
+    )
+    layer = oci.Descriptor(media_type=runtime.WHEEL_MEDIA_TYPE, digest=digest, size=size)
+    digest, size = writer.blob(codec.encode(config))
+    described = oci.Descriptor(media_type=runtime.CONFIG_MEDIA_TYPE, digest=digest, size=size)
+    manifest = oci.Manifest(artifact_type=runtime.ARTIFACT_TYPE, config=described, layers=(layer,))
+    return writer.blob(codec.encode(manifest))[0]
+
+
+def desired(digest: str, release: str, **trial: object) -> dict[str, object]:
+    """``desired.runtime`` for this machine."""
+    facts = joining.facts()
+    variant = VariantRef(digest=digest, repository="runtime", size=1)
+    tag = runtime.tag_of(facts["arch"], facts["python"])
+    target = RuntimeTarget(release=release, variants={tag: variant}, **trial)
+    return msgspec.to_builtins(target)
+
+
+class SupervisedAgent(AgentProcess):
+    """A real agent under a real supervisor; begins with the runtime ``first``."""
+
+    def install(self, layout: Path, first: str) -> None:
+        def read(digest):
+            yield (layout / "blobs/sha256" / digest[7:]).read_bytes()
+
+        bootstrap.install(read, read, first, self.state / "runtimes", lambda _: None)
+
+    def start(self) -> SupervisedAgent:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-S", PROGRAM, self.state, "run", "--config", self.config],
+                stdout=log,
+                stderr=log,
+            )
+        self.wait_live()
+        return self
+
+    def wait_live(self) -> None:
+        wait_for(lambda: self.get("/v2/health/live")[0] == 200, timeout_s=60, what=self.log)
 
 
 class SupervisorProcess:
@@ -171,8 +237,3 @@ def is_alive(pid: int) -> bool:
 
 def wait_gone(pid: int) -> None:
     wait_for(lambda: not is_alive(pid), what=f"end of {pid}")
-
-
-def stay(seconds: float) -> None:
-    """Let time pass where the claim is that nothing happens in it."""
-    time.sleep(seconds)

@@ -88,14 +88,40 @@ class Book:
         known = digest != name and len(name) == 64 and not set(name) - set("0123456789abcdef")
         return known and os.path.isfile(os.path.join(self.folder(digest), "agent.py"))
 
+    def current(self) -> str:
+        """The runtime that ``runtimes/current`` points to: what an installer left; or empty."""
+        try:
+            name = os.readlink(os.path.join(self.state, "runtimes", "current"))
+        except OSError:
+            return ""
+        digest = "sha256:" + name.rpartition("/")[2]
+        return digest if self.has(digest) else ""
+
+    def point(self, digest: str) -> None:
+        """Let ``current`` be this runtime, for the commands that people type."""
+        link = os.path.join(self.state, "runtimes", "current")
+        if self.current() == digest:
+            return
+        partial = os.path.join(self.state, "runtimes", ".current.new")
+        try:
+            if os.path.lexists(partial):
+                os.unlink(partial)
+            os.symlink(digest.removeprefix("sha256:"), partial)
+            os.rename(partial, link)
+        except OSError:
+            return  # it decides nothing while there is a record
+
     def held(self) -> list[str]:
-        """Runtimes here, the newest first."""
+        """Runtimes here; what ``current`` points to first, then the newest."""
         try:
             names = os.listdir(os.path.join(self.state, "runtimes"))
         except FileNotFoundError:
             return []
         found = [digest for digest in map("sha256:".__add__, names) if self.has(digest)]
-        return sorted(found, key=lambda digest: -os.stat(self.folder(digest)).st_mtime)
+        current = self.current()
+        return sorted(
+            found, key=lambda digest: (digest != current, -os.stat(self.folder(digest)).st_mtime)
+        )
 
     def _sync(self) -> None:
         handle = os.open(self.state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -70,6 +70,7 @@ class Supervisor:
                 )
                 return 5
         self._record = found
+        self._change(rules.installed(self._record, self._book.current()))
         while self._stop_at is None:
             self._take_request()
             self._change(rules.begin(self._record, self._last, time.time()))
@@ -118,10 +119,11 @@ class Supervisor:
 
     def _start(self) -> Child:
         digest = self._record["active"]
+        self._book.point(digest)
         environ = {key: v for key, v in self._environ.items() if key != "WATCHDOG_PID"}
         environ["NOTIFY_SOCKET"] = os.path.join(self._book.state, SOCKET)
         environ["WATCHDOG_USEC"] = str(int(self._silent_s * 1e6))
-        environ["EDGEKIT_SUPERVISOR"] = str(os.getpid())
+        environ["EDGEKIT_SUPERVISOR"] = "proven" if self._record["confirmed"] else "trial"
         program = os.path.join(self._book.folder(digest), "agent.py")
         child = Child([sys.executable, program, *self._arguments], environ)
         how = "" if self._record["confirmed"] else f", on trial, {self._record['tries']} tries left"

@@ -34,7 +34,9 @@ def adopt(record: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, An
     refused = failure is not None and failure["token"] == token
     if request["id"] == record["request"] or digest == record["active"] or refused:
         return new
-    keep = record["active"] if record["confirmed"] else record["fallback"]
+    # One that was able to ask is better than nothing to go back to, proven or not.
+    proven = record["confirmed"] or not record["fallback"]
+    keep = record["active"] if proven else record["fallback"]
     new.update(
         active=digest,
         fallback="" if keep == digest else keep,
@@ -47,6 +49,14 @@ def adopt(record: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, An
         note="",
     )
     return new
+
+
+def installed(record: Mapping[str, Any], current: str) -> dict[str, Any]:
+    """What an installer left as ``current`` is tried, unless the record knows it already."""
+    known = {"", record["active"], record["fallback"], *record["failed"]}
+    if current in known:
+        return dict(record)
+    return adopt(record, {"id": f"installed/{current}", "digest": current})
 
 
 def begin(record: Mapping[str, Any], last: str, at: float) -> dict[str, Any]:
