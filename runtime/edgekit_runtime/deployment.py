@@ -11,9 +11,11 @@ from pathlib import Path
 
 import msgspec
 
+from edgekit.contracts import digest as digests
 from edgekit.contracts.messages import DeviceEvent, Failure, Record, SlotEvent, SlotRef
 from edgekit.contracts.states import SlotState
 from edgekit_runtime.counting import Counting
+from edgekit_runtime.errors import RuntimeUnfitError
 from edgekit_runtime.machine import Event, next_state
 from edgekit_runtime.ports import Clock, Disk, Fetcher, Host, Images
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
@@ -52,6 +54,7 @@ class Environment:
     wake: Callable[[], None]
     serving_changed: Callable[[Serving], None]  # what is to serve; called by the control thread
     images: Images | None = None  # this device has a container engine
+    runtime_on_trial: bool = False  # the supervisor has another one to go back to
 
 
 class Deployment:
@@ -60,6 +63,7 @@ class Deployment:
     def __init__(self, env: Environment) -> None:
         self._clock = env.clock
         self._emit = env.emit
+        self._runtime_on_trial = env.runtime_on_trial
         self._file = TwoCopy(env.disk, env.state_dir, NAME, DeploymentRecord)
         loaded = self._file.load()
         self.record = loaded.value or DeploymentRecord()
@@ -113,6 +117,11 @@ class Deployment:
 
     def quarantine(self, model: ModelRecord, ref: SlotRef, reason: str) -> dict[str, Failure]:
         """``model.failed`` with ``ref`` added, the oldest dropped."""
+        active = model.active
+        proven = active is not None and model.confirmed and active.content == ref.content
+        if self._runtime_on_trial and proven:
+            # It worked under the runtime before: that one comes back, the bundle stays.
+            raise RuntimeUnfitError(f"{digests.short(ref.digest)} does not work here: {reason}")
         before = model.failed.get(ref.digest)
         failure = Failure(
             reason=reason[:REASON_CHARS_MAX],
