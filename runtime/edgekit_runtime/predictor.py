@@ -5,6 +5,7 @@ What the build measures is therefore what the device runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,9 +67,7 @@ class Predictor:
             arrays = guard.mend(self.contract, arrays)
         outputs = self.model.run(self._prepared(arrays))
         for values in outputs.values():
-            if values.dtype.kind == "f" and not np.logical_and.reduce(
-                np.isfinite(values), axis=None
-            ):
+            if values.dtype.kind == "f" and not _all_finite(values):
                 flags |= Flags.OUTPUT_NAN
         return outputs, flags
 
@@ -99,7 +98,7 @@ class Predictor:
         feed, _ = next(self._feeds(rows))
         return feed
 
-    def canary(self) -> dict[str, Array]:
+    def canary(self) -> Mapping[str, Array]:
         """An input that shows whether the model still computes: golden, else as the contract asks.
 
         Raises:
@@ -114,7 +113,13 @@ class Predictor:
             arrays[spec.name] = np.full(shape, (low + high) / 2, dtype=spec.dtype)
         return self._prepared(arrays)
 
-    def _prepared(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    @cached_property
+    def _prepares(self) -> bool:
+        return any(spec.preprocess for spec in self.contract.inputs)
+
+    def _prepared(self, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
+        if not self._prepares:
+            return arrays
         return {
             spec.name: preprocess.apply(spec.preprocess, arrays[spec.name])
             for spec in self.contract.inputs
@@ -175,6 +180,11 @@ def load(bundle: Bundle, *, threads: int = 1, engine: Engine | None = None) -> P
             f"{min(missing)!r}"
         )
     return Predictor(bundle, engine, model)
+
+
+def _all_finite(values: Array) -> bool:
+    # NaN and infinity survive a sum; only a sum that overflows has to be looked at again.
+    return math.isfinite(np.add.reduce(values, axis=None)) or bool(np.isfinite(values).all())
 
 
 def _pick(arrays: Mapping[str, Array], name: str) -> Array:
