@@ -13,7 +13,9 @@ import numpy as np
 from edgekit.build import tools
 from edgekit.build.cache import Cache, Step
 from edgekit.build.candidates import Structure
+from edgekit.build.ports import BundleContent
 from edgekit.build.steps import normalise
+from edgekit.contracts.bundle import Role
 from edgekit.contracts.contract import Contract
 from edgekit.registry import graph, npz
 from edgekit.registry.model import ModelVersion, Split
@@ -24,12 +26,22 @@ from edgekit.stats.metrics import LABELS, SLICE
 
 @dataclass(frozen=True)
 class Artifact:
-    """A model file in the cache or the registry."""
+    """A model in the cache or the registry: one file, or two where weights lie beside the graph."""
 
     path: Path
     digest: str
     size: int
     reduced: tuple[str, ...] = ()  # layers whose weights keep to 7 bits, so that nothing saturates
+    weights: Path | None = None
+
+    def contents(self) -> list[BundleContent]:
+        """Its files as a bundle carries them."""
+        if self.weights is None:
+            return [BundleContent("model.onnx", Role.MODEL, self.path)]
+        return [
+            BundleContent("model.xml", Role.MODEL, self.path),
+            BundleContent("model.bin", Role.WEIGHTS, self.weights),
+        ]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ class LoadedModel(Protocol):
 
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
+    facts: Mapping[str, str]  # what the engine says about how it runs this model
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once. Raises `EngineError`."""
@@ -36,8 +37,13 @@ class Engine(Protocol):
     name: str
     version: str
 
-    def load(self, path: Path, *, threads: int = 1) -> LoadedModel:
-        """Load a model file. Raises `BadInputError`."""
+    def load(self, path: Path, *, weights: Path | None = None, threads: int = 1) -> LoadedModel:
+        """Load a model file, and its weights where they are a file of their own.
+
+        Raises:
+            BadInputError: not a model this engine can run.
+            UnsuitableError: the engine cannot run it the way it was measured.
+        """
 
 
 class Loaded(Protocol):

@@ -161,7 +161,7 @@ def load(bundle: Bundle, *, threads: int = 1, engine: Engine | None = None) -> P
     """
     engine = engine or engines.create(bundle.manifest.engine)
     bundles.check_engine(bundle.manifest, engine.name, engine.version)
-    model = engine.load(bundle.model_path, threads=threads)
+    model = engine.load(bundle.model_path, weights=bundle.weights_path, threads=threads)
     wanted = {spec.name for spec in bundle.contract.inputs}
     if set(model.input_names) != wanted:
         raise BadInputError(

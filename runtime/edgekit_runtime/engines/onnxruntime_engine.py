@@ -9,6 +9,7 @@ from typing import Any
 import onnxruntime as ort
 
 from edgekit.contracts.errors import BadInputError
+from edgekit_runtime.engines.text import first_line
 from edgekit_runtime.errors import EngineError
 from edgekit_runtime.ports import Array, LoadedModel
 
@@ -25,12 +26,14 @@ class OnnxRuntimeEngine:
         ort.disable_telemetry_events()
         ort.set_default_logger_severity(_LOG_FATAL)
 
-    def load(self, path: Path, *, threads: int = 1) -> LoadedModel:
-        """Load the model at ``path``.
+    def load(self, path: Path, *, weights: Path | None = None, threads: int = 1) -> LoadedModel:
+        """Load the model at ``path``; an ONNX file holds its weights.
 
         Raises:
             BadInputError: not a model this engine can run.
         """
+        if weights is not None:
+            raise BadInputError(f"{path}: onnxruntime takes models of one file")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -44,7 +47,7 @@ class OnnxRuntimeEngine:
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as exc:  # onnxruntime raises a dozen unrelated classes, even RuntimeError
             raise BadInputError(
-                f"{path}: onnxruntime {self.version} cannot load this model: {_first_line(exc)}",
+                f"{path}: onnxruntime {self.version} cannot load this model: {first_line(exc)}",
                 hint="build the bundle again with `edgekit build`",
             ) from exc
         return _OnnxModel(session)
@@ -53,6 +56,7 @@ class OnnxRuntimeEngine:
 class _OnnxModel:
     def __init__(self, session: Any) -> None:
         self.session = session
+        self.facts: Mapping[str, str] = {"providers": ",".join(session.get_providers())}
         self.input_names = tuple(entry.name for entry in session.get_inputs())
         self.output_names = tuple(entry.name for entry in session.get_outputs())
 
@@ -65,9 +69,5 @@ class _OnnxModel:
         try:
             values = self.session.run(self.output_names, dict(inputs))
         except Exception as exc:  # see load: no common base class
-            raise EngineError(f"onnxruntime: {_first_line(exc)}") from exc
+            raise EngineError(f"onnxruntime: {first_line(exc)}") from exc
         return dict(zip(self.output_names, values, strict=True))
-
-
-def _first_line(exc: Exception) -> str:
-    return (str(exc).strip().splitlines() or [type(exc).__name__])[0][:300]
