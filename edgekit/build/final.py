@@ -7,13 +7,13 @@ together keep the one that the contract asks for (`edgekit.stats.bounds.spent`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from edgekit.build import derive, emulate, gates, tools
-from edgekit.build.candidates import Engine
+from edgekit.build.candidates import Engine, Scheme
 from edgekit.build.emulate import Emulator
 from edgekit.build.host import Host
 from edgekit.build.judge import Comparison, compare
@@ -25,6 +25,7 @@ from edgekit.contracts import codec
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import GateFailedError
 from edgekit.contracts.verdict import Outcome, Verdict
+from edgekit.registry.npz import Array
 from edgekit.stats import bounds
 
 
@@ -87,9 +88,7 @@ class Finisher:
         """
         candidate = trial.figures.candidate
         self.tick(f"{target.name}: final evaluation of {candidate.name}")
-        recorded = {
-            name: array[self.study.tuning_n :] for name, array in trial.measured.outputs.items()
-        }
+        recorded = self._recorded(target, trial)
         golden = derive.golden(self.study.golden_inputs, recorded)
         tolerance = codec.encode(derive.tolerance(candidate, recorded))
         subject = subject_of(target, trial.artifact, candidate.engine)
@@ -132,6 +131,16 @@ class Finisher:
             verdicts=verdicts,
             looks=look + 1,
         )
+
+    def _recorded(self, target: TargetProfile, trial: Trial) -> Mapping[str, Array]:
+        """What the candidate answers to the golden inputs, as a device will replay them."""
+        candidate = trial.figures.candidate
+        if candidate.scheme is Scheme.DYNAMIC:
+            # Its scales follow from the whole batch: beside other samples it answers differently.
+            subject = subject_of(target, trial.artifact, candidate.engine)
+            return self.measurer.measure(subject, self.study.golden).outputs
+        outputs = trial.measured.outputs
+        return {name: array[self.study.tuning_n :] for name, array in outputs.items()}
 
     def _size(self, target: TargetProfile, trial: Trial) -> Verdict:
         budget = self.study.contract.budget_for(target.name)

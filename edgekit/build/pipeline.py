@@ -176,6 +176,7 @@ def _head(model: ModelVersion, target: TargetProfile, result: Chosen) -> BundleH
             "candidate": candidate.name,
             "validated": result.level.value,
             **_precision(result),
+            **({"accelerate": "tensorrt"} if target.jetpack else {}),
         },
     )
 

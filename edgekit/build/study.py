@@ -57,6 +57,7 @@ class Study:
     calibration_digest: str
     tuning: Path  # inputs of the tuning split, followed by those of the golden split
     evaluation: Path  # inputs of the evaluation split
+    golden: Path  # inputs of the golden split alone
     tuning_n: int
     evaluation_n: int
     golden_inputs: Mapping[str, Array]
@@ -95,6 +96,7 @@ def prepare(registry: Registry, model: ModelVersion, cache: Cache, scratch: Path
     tuning, golden, evaluation = data[Split.TUNING], data[Split.GOLDEN], data[Split.EVALUATION]
     both = {name: np.concatenate([tuning[name], golden[name]]) for name in names}
     npz.write(scratch / "tuning.npz", both)
+    npz.write(scratch / "golden.npz", {name: golden[name] for name in names})
     npz.write(scratch / "evaluation.npz", {name: evaluation[name] for name in names})
     return Study(
         contract=model.contract,
@@ -107,6 +109,7 @@ def prepare(registry: Registry, model: ModelVersion, cache: Cache, scratch: Path
         calibration_digest=model.dataset(Split.CALIBRATION).digest,
         tuning=scratch / "tuning.npz",
         evaluation=scratch / "evaluation.npz",
+        golden=scratch / "golden.npz",
         tuning_n=model.dataset(Split.TUNING).n,
         evaluation_n=model.dataset(Split.EVALUATION).n,
         golden_inputs={name: golden[name] for name in names},

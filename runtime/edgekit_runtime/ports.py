@@ -23,9 +23,17 @@ Array = npt.NDArray[Any]
 class LoadedModel(Protocol):
     """A model in memory. Safe to call from several threads."""
 
-    input_names: tuple[str, ...]
-    output_names: tuple[str, ...]
-    facts: Mapping[str, str]  # what the engine says about how it runs this model
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The graph's inputs."""
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The graph's outputs."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What the engine says about how it runs this model."""
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once. Raises `EngineError`."""

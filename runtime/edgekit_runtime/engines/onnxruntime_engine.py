@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU, or on a GPU by one of its providers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import onnxruntime as ort
 
 from edgekit.contracts.errors import BadInputError
 from edgekit_runtime.engines.text import first_line
-from edgekit_runtime.errors import EngineError
+from edgekit_runtime.errors import EngineError, UnsuitableError
 from edgekit_runtime.ports import Array, LoadedModel
 
+_CPU = "CPUExecutionProvider"
 _LOG_FATAL = 4  # errors reach the caller as exceptions; the engine's own log would say them twice
 
 
@@ -21,7 +22,10 @@ class OnnxRuntimeEngine:
 
     name = "onnxruntime"
 
-    def __init__(self) -> None:
+    def __init__(self, provider: str = _CPU) -> None:
+        if provider not in ort.get_available_providers():
+            raise UnsuitableError(f"onnxruntime {ort.__version__} has no {provider}")
+        self._provider = provider
         self.version: str = ort.__version__
         ort.disable_telemetry_events()
         ort.set_default_logger_severity(_LOG_FATAL)
@@ -31,6 +35,7 @@ class OnnxRuntimeEngine:
 
         Raises:
             BadInputError: not a model this engine can run.
+            UnsuitableError: its provider does not start.
         """
         if weights is not None:
             raise BadInputError(f"{path}: onnxruntime takes models of one file")
@@ -44,12 +49,16 @@ class OnnxRuntimeEngine:
         # Spinning threads burn a small device's only cores between two inferences.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            providers = list(dict.fromkeys((self._provider, _CPU)))
+            session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as exc:  # onnxruntime raises a dozen unrelated classes, even RuntimeError
             raise BadInputError(
                 f"{path}: onnxruntime {self.version} cannot load this model: {first_line(exc)}",
                 hint="build the bundle again with `edgekit build`",
             ) from exc
+        if session.get_providers()[0] != self._provider:
+            # It falls back to the CPU by itself, silently: who asks for a GPU wants to know.
+            raise UnsuitableError(f"onnxruntime: {self._provider} does not start on this device")
         return _OnnxModel(session)
 
 
