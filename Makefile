@@ -27,11 +27,12 @@ $(READY): requirements.lock pyproject.toml
 		echo "hint: install it, or pass PYTHON=/path/to/python3.11" >&2; exit 5; }
 ifneq ($(UV),)
 	@uv venv --quiet --seed --allow-existing --python "$(PYTHON)" $(VENV)
-	@uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	@uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock
 	@uv pip install --quiet --python $(BIN)/python --no-deps -e .
 else
 	@"$(PYTHON)" -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 endif
 	@touch $@
@@ -47,6 +48,7 @@ test: $(READY) ## all tests; EDGEKIT_TEST_SCALE=10 lets property tests look ten 
 check: $(READY) ## format, lint, types (also for Python 3.10 where devices run it), import layers
 	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check .; exit 1; }
 	@$(BIN)/ruff check --quiet .
+	@$(BIN)/python tests/repo/tensorrt_types.py
 	@$(BIN)/mypy
 	@$(BIN)/mypy --python-version 3.10 -p edgekit.contracts -p edgekit.stats \
 		-p edgekit.engine -p edgekit.preprocess -p edgekit_runtime
@@ -70,4 +72,4 @@ runtime-only: ## test the device's part in an environment with [runtime] alone (
 	@PYTHON="$(DEVICE_PYTHON)" bash tests/repo/runtime_only.sh
 
 clean: ## remove what the targets made
-	@rm -rf $(VENV) demo-out demo-report.json build-out .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf $(VENV) demo-out demo-report.json build-out .mypy_cache .mypy_stubs .ruff_cache .pytest_cache

@@ -20,6 +20,7 @@ from edgekit.contracts.verdict import Verdict
 from edgekit.stats import compare
 from edgekit_runtime import bundles, contract_facts, engines, guard
 from edgekit_runtime.bundles import Bundle, GoldenSet
+from edgekit_runtime.engines import ladder
 from edgekit_runtime.guard import Flags
 from edgekit_runtime.ports import Array, Engine, LoadedModel
 
@@ -158,15 +159,34 @@ class Predictor:
 
 
 def load(bundle: Bundle, *, threads: int = 1, engine: Engine | None = None) -> Predictor:
-    """Load a bundle into its engine.
+    """Load a bundle into its engine, or into an accelerator that reproduces its golden set.
 
     Raises:
         UnsuitableError: engine absent or outside the bundle's version range.
         BadInputError: the model cannot be loaded or does not have the contract's tensors.
     """
+    offered = engine is None and bundle.manifest.labels.get(ladder.LABEL)
     engine = engine or engines.create(bundle.manifest.engine)
     bundles.check_engine(bundle.manifest, engine.name, engine.version)
-    model = engine.load(bundle.model_path, threads=threads)
+
+    def plain() -> LoadedModel:
+        return engine.load(bundle.model_path, weights=bundle.weights_path, threads=threads)
+
+    def replayed(model: LoadedModel) -> Verdict | None:
+        if bundle.golden is None:
+            return None
+        return Predictor(bundle, engine, _checked(bundle, model)).replay_golden(bundle.golden)
+
+    if offered:
+        rungs = engines.accelerated(str(offered), bundle.model_path, threads=threads)
+        model: LoadedModel = ladder.climb([*rungs, ladder.Rung(engine.name, plain)], replayed)
+    else:
+        model = plain()
+    return Predictor(bundle, engine, _checked(bundle, model))
+
+
+def _checked(bundle: Bundle, model: LoadedModel) -> LoadedModel:
+    """``model`` when it has the contract's tensors. Raises `BadInputError`."""
     wanted = {spec.name for spec in bundle.contract.inputs}
     if set(model.input_names) != wanted:
         raise BadInputError(
@@ -179,7 +199,7 @@ def load(bundle: Bundle, *, threads: int = 1, engine: Engine | None = None) -> P
             f"bundle {bundle.manifest.model} {bundle.manifest.version}: the model has no output "
             f"{min(missing)!r}"
         )
-    return Predictor(bundle, engine, model)
+    return model
 
 
 def _all_finite(values: Array) -> bool:

@@ -73,6 +73,20 @@ def test_targets_are_those_the_processor_runs_best_first(arch, isa, board, expec
     assert profile.targets(arch, isa, board) == expected
 
 
+def test_targets_for_another_engine_need_that_engine():
+    isa = (*V3, "avx_vnni")
+    assert profile.targets("x86_64", isa, installed={"openvino"}) == (
+        "x86-64-vnni-openvino",
+        "x86-64-vnni",
+        "x86-64-v3-openvino",
+        "x86-64-v3",
+    )
+    wanted = ("x86-64-v3-openvino",)
+    assert profile.choose(wanted, "x86_64", isa, "", {"openvino"}) == wanted
+    with pytest.raises(UsageError, match="needs openvino, which is not installed"):
+        profile.choose(wanted, "x86_64", isa, "")
+
+
 def test_configured_targets_may_restrict_but_not_invent_instructions():
     assert profile.choose(("x86-64-v3",), "x86_64", (*V3, "avx_vnni"), "") == ("x86-64-v3",)
     assert profile.choose(("own-board",), "x86_64", (), "") == ("own-board",)
