@@ -17,6 +17,8 @@
     port = 8471                          # loopback only; default: none
     [spool]
     bytes_max = 67108864
+    [containers]
+    engine = "unix:///var/run/docker.sock"   # runs images of a release; default: none, its bundles
 
 How long a telemetry window is, how often the device reports and where bundles lie comes from the
 manager, in the desired state.
@@ -83,6 +85,12 @@ class SpoolSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     bytes_max: int = 64 * 1024 * 1024
 
 
+class ContainersSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The container engine for slots that are images."""
+
+    engine: str | None = None  # e.g. unix:///var/run/docker.sock; none: bundles are run instead
+
+
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -90,6 +98,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     broker: BrokerSection = BrokerSection()
     serve: ServeSection = ServeSection()
     spool: SpoolSection = SpoolSection()
+    containers: ContainersSection = ContainersSection()
 
     @property
     def address(self) -> Address:
@@ -148,6 +157,12 @@ def check(document: Mapping[str, Any], what: str) -> AgentConfig:
         what,
         f"[spool] bytes_max {config.spool.bytes_max} is below {SPOOL_BYTES_MIN}",
     )
+    engine = config.containers.engine
+    _require(
+        engine is None or engine.partition("://")[0] in {"unix", "tcp"},
+        what,
+        f"[containers] engine {engine!r} is neither unix://… nor tcp://…",
+    )
     length = len(str(config.socket_path.absolute()).encode())
     _require(
         length <= SOCKET_PATH_BYTES_MAX,
@@ -175,6 +190,7 @@ def _override(document: dict[str, Any], environ: Mapping[str, str]) -> None:
         "broker": BrokerSection,
         "serve": ServeSection,
         "spool": SpoolSection,
+        "containers": ContainersSection,
     }
     for section, kind in sections.items():
         for key in kind.__struct_fields__:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from edgekit.contracts.messages import DeviceEvent, Failure, Record, SlotEvent
+from edgekit.contracts.messages import DeviceEvent, Failure, Record, SlotEvent, SlotRef
 from edgekit.contracts.states import SlotState
 from edgekit_runtime.counting import Counting
 from edgekit_runtime.machine import Event, next_state
-from edgekit_runtime.ports import Clock, Disk, Fetcher, Host
+from edgekit_runtime.ports import Clock, Disk, Fetcher, Host, Images
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
-from edgekit_runtime.steps import Observe
+from edgekit_runtime.serving import Serving
 from edgekit_runtime.store import BlobStore
 from edgekit_runtime.twocopy import TwoCopy
 
@@ -49,6 +49,8 @@ class Environment:
     fetcher: Callable[[str | None], Fetcher | None]  # from an artifacts_url
     emit: Callable[[Record], None]  # audit records go to the spool
     wake: Callable[[], None]
+    serving_changed: Callable[[Serving], None]  # what is to serve; called by the control thread
+    images: Images | None = None  # this device has a container engine
 
 
 class Deployment:
@@ -73,21 +75,6 @@ class Deployment:
         self._file.save(record)
         self.record = record
 
-    def observe(self, step: Observe) -> None:
-        """A desired state has been taken."""
-        changed = msgspec.structs.replace(
-            self.record,
-            gen=step.gen,
-            desired_digest=step.digest,
-            config=step.config,
-            note=step.note,
-        )
-        self.save(changed)
-
-    def note(self, text: str) -> None:
-        """Tell people something through the reported state."""
-        self.save(msgspec.structs.replace(self.record, note=text[:REASON_CHARS_MAX]))
-
     def change(self, name: str, event: Event | None, reason: str = "", **changes: object) -> None:
         """Persist ``changes`` and the state that ``event`` leads to (the same when ignored)."""
         old = self.model(name)
@@ -108,14 +95,15 @@ class Deployment:
                 )
             )
 
-    def quarantine(self, model: ModelRecord, digest: str, reason: str) -> dict[str, Failure]:
-        """``model.failed`` with ``digest`` added, the oldest dropped."""
-        before = model.failed.get(digest)
+    def quarantine(self, model: ModelRecord, ref: SlotRef, reason: str) -> dict[str, Failure]:
+        """``model.failed`` with ``ref`` added, the oldest dropped."""
+        before = model.failed.get(ref.digest)
         failure = Failure(
             reason=reason[:REASON_CHARS_MAX],
             at=self._clock.wall(),
             attempts=before.attempts + 1 if before else 1,
             retry_token=model.retry_token,
+            content=ref.image.digest if ref.image is not None else "",
         )
-        newest = sorted({**model.failed, digest: failure}.items(), key=lambda item: item[1].at)
+        newest = sorted({**model.failed, ref.digest: failure}.items(), key=lambda item: item[1].at)
         return dict(newest[-FAILED_MAX:])

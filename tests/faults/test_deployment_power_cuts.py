@@ -14,7 +14,6 @@ from edgekit.contracts.errors import EdgekitError
 from edgekit.contracts.messages import Deployment, Desired, Policy, VariantRef
 from edgekit.contracts.states import DeviceState, SlotState
 from edgekit_runtime import deployer as module
-from edgekit_runtime import session
 from edgekit_runtime.agent import emit
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.counting import Counting
@@ -22,6 +21,7 @@ from edgekit_runtime.deployer import Deployer
 from edgekit_runtime.deployment import Environment
 from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.jobs import Done
+from edgekit_runtime.session import Place, Session
 from edgekit_runtime.spool import Spool
 from edgekit_runtime.store import BlobStore
 from edgekit_runtime.verifier import DigestVerifier
@@ -75,6 +75,7 @@ class Device:
                 fetcher=lambda _url: LocalFetcher(layout),
                 emit=lambda record: emit(self.spool, record),
                 wake=lambda: None,
+                serving_changed=lambda _serving: None,
             )
         )
 
@@ -96,8 +97,13 @@ class Device:
 
     def infer(self, count: int) -> None:
         for _ in range(count):
-            session.infer(self.serving, {"x": np.zeros((1, 4), np.float32)})
+            self.session().infer({"x": np.zeros((1, 4), np.float32)})
         self.settle()
+
+    def session(self) -> Session:
+        live = self.serving.live
+        regions = self.serving.shelf.lend(live.region)
+        return Session(live.loaded, Place.of(live.ref.version, live.slot, regions), SystemClock())
 
     @property
     def serving(self):
@@ -217,7 +223,7 @@ def test_nan_outputs_on_trial_revert(tmp_path, layout):
     device.deploy(2, bad, "v2")
     huge = np.full((1, 4), 3e38, np.float32)  # legal float32 that overflows inside the model
     for _ in range(3):
-        session.infer(device.serving, {"x": huge})
+        device.session().infer({"x": huge})
     device.settle()
     assert device.model.state is SlotState.ROLLED_BACK
     assert "NaN rate" in device.model.failed[bad].reason
