@@ -8,12 +8,14 @@ and gone back to like models.
 
 from __future__ import annotations
 
+import math
 import re
 
 import msgspec
 
 from edgekit.contracts import digest
 from edgekit.contracts.errors import BadInputError
+from edgekit.contracts.messages import VariantRef
 
 ARTIFACT_TYPE = "application/vnd.edgekit.runtime.v1"
 CONFIG_MEDIA_TYPE = "application/vnd.edgekit.runtime.config.v1+json"
@@ -45,6 +47,34 @@ class RuntimeManifest(msgspec.Struct, frozen=True, kw_only=True):
     engines: dict[str, str]
     packages: dict[str, str]
     files: tuple[RuntimeFile, ...]
+
+
+class RuntimeTarget(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``desired.runtime`` asks for; ``variants`` by `tag_of`. The rest is the trial."""
+
+    release: str
+    variants: dict[str, VariantRef]
+    retry_token: str = ""  # a changed token lifts the quarantine of a failed runtime
+    tries: int = 3  # starts before it is given up
+    report_s: float = 300.0  # in which it must report that it works
+    confirm_s: float = 600.0  # for which it must then stay alive
+
+
+def check_target(target: RuntimeTarget) -> RuntimeTarget:
+    """Return ``target`` when it can be obeyed.
+
+    Raises:
+        BadInputError: names the field.
+    """
+    for variant in target.variants.values():
+        digest.parse(variant.digest)
+    if target.tries < 1:
+        raise BadInputError(f"runtime.tries: {target.tries} is below 1")
+    for name in ("report_s", "confirm_s"):
+        value = getattr(target, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise BadInputError(f"runtime.{name}: {value} is not a duration in seconds")
+    return target
 
 
 def tag_of(arch: str, python: str) -> str:

@@ -8,6 +8,7 @@
     UnavailableError
     ├── DeltaAwaitedError   only whole files are to be had, and the policy says to wait
     ├── EngineError         the engine failed on a valid input (HTTP 500, counted as error)
+    ├── RuntimeUnfitError   on trial, and what was proven before does not work: ends the agent
     ├── NotServingError     no model is loaded (HTTP 503)
     ├── WorkerEndedError    a worker ended while it loaded a bundle
     └── RetiredError        asked a bundle that was just replaced (never leaves the agent)
@@ -33,6 +34,10 @@ class DeltaAwaitedError(UnavailableError):
 
 class EngineError(UnavailableError):
     """The inference engine failed although the input kept the contract."""
+
+
+class RuntimeUnfitError(UnavailableError):
+    """This runtime, on trial, cannot serve what the one before it served."""
 
 
 class NotServingError(UnavailableError):

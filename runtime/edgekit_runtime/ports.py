@@ -155,7 +155,7 @@ class Disk(Protocol):
         """Fsync a folder."""
 
     def make_dir(self, path: Path) -> None:
-        """Create a folder and its parents."""
+        """Create a folder and its parents; durable on return."""
 
     def names(self, path: Path) -> list[str]:
         """Sorted names in a folder; empty when it does not exist."""

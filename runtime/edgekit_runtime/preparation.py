@@ -16,12 +16,13 @@ from edgekit.contracts.states import SlotState
 from edgekit.engine.ports import EngineAwayError
 from edgekit_runtime import fitness
 from edgekit_runtime.deployment import Deployment, Environment
-from edgekit_runtime.downloads import Downloads
+from edgekit_runtime.downloads import Downloads, Meter, Metered
 from edgekit_runtime.errors import DeltaAwaitedError, UnsuitableError
 from edgekit_runtime.jobs import Done, JobRunner
 from edgekit_runtime.machine import Event
 from edgekit_runtime.ports import Loaded
 from edgekit_runtime.record import ModelRecord
+from edgekit_runtime.store import Fetched
 
 
 class Preparation:
@@ -33,11 +34,17 @@ class Preparation:
         self._jobs = jobs
         self._attempts = Downloads(env.clock)
         self._ready: dict[str, Loaded] = {}
+        self._meters: dict[str, Meter] = {}
 
     @property
     def ready(self) -> frozenset[str]:
         """Contents that are loaded and passed their self-test."""
         return frozenset(self._ready)
+
+    def in_flight(self, name: str) -> int:
+        """Bytes that the download in progress has transferred."""
+        meter = self._meters.get(name)
+        return meter.count if meter else 0
 
     def waits(self) -> frozenset[str]:
         """Models whose next attempt is not due."""
@@ -82,32 +89,35 @@ class Preparation:
         if candidate is None or self._jobs.busy:
             return
         url, env = self._kept.record.config.artifacts_url, self._env
-        held = [ref.digest for ref in (model.active, model.fallback) if ref and ref.image is None]
-        notes: list[str] = []
+        meter = self._meters[name] = Meter()
 
-        def bundle() -> int:
-            found = env.store.fetch_bundle(
-                env.fetcher(url),
+        def bundle() -> Fetched:
+            fetcher = env.fetcher(url)
+            held = [r.digest for r in (model.active, model.fallback) if r and r.image is None]
+            return env.store.fetch_bundle(
+                fetcher and Metered(fetcher, meter),
                 model.repository,
                 candidate.digest,
                 held=held,
                 fallback=model.policy.delta_fallback,
             )
-            notes.append(found.note)
-            return found.transferred
 
-        def image() -> int:
+        def image() -> Fetched:
             assert env.images is not None
-            return env.images.fetch(candidate, url)
+            return Fetched(env.images.fetch(candidate, url))
 
         def finish(done: Done) -> None:
+            self._meters.pop(name, None)
             if not self._is_candidate(name, candidate, SlotState.FETCHING):
                 return
+            if done.error is not None and meter.count:  # what broke off has cost as much
+                spent = self._kept.model(name).fetched_bytes + meter.count
+                self._kept.change(name, None, fetched_bytes=spent)
             if done.error is None:
-                fetched = self._kept.model(name).fetched_bytes + int(done.value)
+                fetched = self._kept.model(name).fetched_bytes + done.value.transferred
                 self._kept.change(name, Event.FETCHED, fetched_bytes=fetched)
-                if any(notes):
-                    self._note(f"{name}: {notes[0]}")
+                if done.value.note:
+                    self._note(f"{name}: {done.value.note}")
             elif not self._outside(name, candidate, done.error):
                 self._failed(name, candidate, done.error)
 
@@ -194,25 +204,22 @@ class Preparation:
         limit = self._kept.model(name).policy.download_attempts_max
         count = self._attempts.failed(candidate.content)
         note = f"{name}: download attempt {count}: {error.message}"
-        if count >= limit:
+        if count >= limit and not isinstance(error, DeltaAwaitedError):
             self.refuse(name, note)
         else:
             self._note(note)
 
     def _outside(self, name: str, candidate: SlotRef, error: EdgekitError) -> bool:
-        """Whether the engine or a delta is awaited: nobody's failure, however long it takes."""
-        if not isinstance(error, (EngineAwayError, DeltaAwaitedError)):
+        """Whether the engine was away: nobody's failure, tried again for as long as it takes."""
+        if not isinstance(error, EngineAwayError):
             return False
-        if isinstance(error, DeltaAwaitedError):
-            self._attempts.failed(candidate.content)  # asking costs bytes: less and less often
-        else:
-            self._attempts.pause(candidate.content)
+        self._attempts.pause(candidate.content)
         self._note(f"{name}: waiting: {error.message}")
         return True
 
     def _note(self, note: str) -> None:
         if note != self._kept.record.note:
-            self._kept.save(msgspec.structs.replace(self._kept.record, note=note))
+            self._kept.note(note)
 
     def _is_candidate(self, name: str, ref: SlotRef, state: SlotState) -> bool:
         model = self._kept.model(name)
