@@ -49,7 +49,7 @@ check: $(READY) ## format, lint, types (also for Python 3.10 where devices run i
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/mypy --python-version 3.10 -p edgekit.contracts -p edgekit.stats \
-		-p edgekit.preprocess -p edgekit_runtime
+		-p edgekit.engine -p edgekit.preprocess -p edgekit_runtime
 	@$(BIN)/lint-imports
 
 bench: $(READY) ## run the benchmarks; results land in benchmarks/results

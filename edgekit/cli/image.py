@@ -1,4 +1,4 @@
-"""``edgekit image``: container images of bundles, written without an engine."""
+"""``edgekit image``: container images of bundles, written without an engine and tried in one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
-from edgekit.cli import output
+from edgekit.cli import image_engine, output
 from edgekit.cli.model import JsonOption
 from edgekit.contracts.errors import UsageError
 
-app = typer.Typer(no_args_is_help=True, help="Write container images of bundles.")
+app = typer.Typer(
+    no_args_is_help=True, help="Write container images of bundles, and try them in an engine."
+)
 
 
 def _epoch() -> int:
@@ -100,6 +102,11 @@ def save(
     source, reference = reader.split_reference(layout)
     archive.save(source, source.resolve(reference), name, out)
     output.emit(f"{out}  {name}")
+
+
+app.command()(image_engine.load)
+app.command()(image_engine.selftest)
+app.command()(image_engine.push)
 
 
 def _mb(size: int) -> str:

@@ -30,6 +30,10 @@ def create(
     build_out: Annotated[
         list[Path], typer.Option("--from", help="Folder a build wrote; may be repeated.")
     ],
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(help="Layout `edgekit image build` wrote of them; may be repeated."),
+    ] = None,
     notes: Annotated[str, typer.Option("--notes", help="What changed, for people.")] = "",
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write [<first folder>/NAME.release.json].")
@@ -39,6 +43,8 @@ def create(
     """Make a release of the variants that passed their gates."""
     check_name(name, "release")
     release, layouts = release_file.compose(name, build_out, notes)
+    release, more = release_file.with_images(release, images or [])
+    layouts += more
     path = out or build_out[0] / f"{name}{release_file.SUFFIX}"
     release_file.write(path, release, layouts)
     output.note(f"wrote {path}")
@@ -46,11 +52,16 @@ def create(
         output.emit_json(release)
         return
     rows = [
-        (target, digest.short(variant.digest), f"{variant.size / 1024:.0f} KiB")
+        (
+            target,
+            digest.short(variant.digest),
+            f"{variant.size / 1024:.0f} KiB",
+            digest.short(variant.image.digest) if variant.image else "-",
+        )
         for target, variant in sorted(release.variants.items())
     ]
     output.emit(f"release {name}: {release.model} {release.version}")
-    output.emit(output.table(("target", "bundle", "size"), rows))
+    output.emit(output.table(("target", "bundle", "size", "image"), rows))
 
 
 @app.command()
@@ -66,10 +77,11 @@ def publish(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Push a release's bundles and announce it. Doing it again sends only what is missing.
+    """Push a release's bundles and images, and announce it.
 
-    Devices that hold a version fetch what changed: a delta is made for the versions that most
-    devices run, as the manager knows them, and for those named by --delta-from.
+    Doing it again sends only what is missing. Devices that hold a version fetch what changed: a
+    delta is made for the versions that most devices run, as the manager knows them, and for those
+    named by --delta-from.
     """
     if no_delta and delta_from:
         raise UsageError("--no-delta and --delta-from contradict each other")
@@ -82,8 +94,10 @@ def publish(
     with ManagerClient(manager) as client:
         for number, (target, variant) in enumerate(sorted(document.variants.items()), start=1):
             output.note(f"bundle {number}/{len(document.variants)}: {target}")
-            layout = release_file.holding(layouts, variant.digest)
-            client.push_bundle(layout, variant.repository, variant.digest, told)
+            for reference in (variant, variant.image):
+                if reference is not None:
+                    layout = release_file.holding(layouts, reference.digest)
+                    client.push_bundle(layout, reference.repository, reference.digest, told)
         made = []
         if not no_delta:
             made = deltas.publish(client, document, layouts, delta_from or [], told)

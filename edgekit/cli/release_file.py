@@ -12,8 +12,9 @@ from edgekit.contracts import codec, oci
 from edgekit.contracts.bundle import BundleManifest
 from edgekit.contracts.bundle import validate as validate_bundle
 from edgekit.contracts.errors import BadInputError, translate_os_errors
+from edgekit.contracts.image import BUNDLE_LABEL
 from edgekit.contracts.limits import OCI_MANIFEST_BYTES_MAX
-from edgekit.contracts.messages import VariantRef
+from edgekit.contracts.messages import ImageRef, VariantRef
 from edgekit.contracts.release import Release
 from edgekit.contracts.release import validate as validate_release
 
@@ -120,6 +121,47 @@ def compose(name: str, build_outs: Sequence[Path], notes: str) -> tuple[Release,
         name=name, model=first.model, version=first.version, variants=variants, notes=notes
     )
     return validate_release(release), layouts
+
+
+def with_images(release: Release, folders: Sequence[Path]) -> tuple[Release, list[Path]]:
+    """``release`` with the images that ``folders`` hold of its bundles.
+
+    Returns:
+        The release, and the layouts that hold the images.
+
+    Raises:
+        BadInputError: an image is damaged, of another bundle, or a target has two.
+    """
+    held: dict[str, ImageRef] = {}
+    bundles = {variant.digest: target for target, variant in release.variants.items()}
+    for folder in folders:
+        layout = oci.LayoutReader(folder)
+        for entry in layout.index().manifests:
+            image = layout.manifest_or_index(entry.digest)
+            if isinstance(image, oci.Index):
+                continue  # the images below it are tagged themselves
+            target = bundles.get(image.annotations.get(BUNDLE_LABEL, ""))
+            if target is None:
+                raise BadInputError(
+                    f"{folder}: image {entry.annotations.get(oci.REF_NAME, entry.digest)} holds no "
+                    f"bundle of release {release.name}",
+                    hint="build the images from the same bundles: edgekit image build",
+                )
+            if target in held:
+                raise BadInputError(f"{folder}: target {target} has two images")
+            blobs = {blob.digest: blob for blob in (image.config, *image.layers)}
+            for blob in blobs.values():
+                layout.verify_blob(blob)
+            held[target] = ImageRef(
+                digest=entry.digest,
+                repository=release.variants[target].repository,
+                size=sum(blob.size for blob in blobs.values()),
+            )
+    variants = {
+        target: msgspec.structs.replace(variant, image=held.get(target))
+        for target, variant in release.variants.items()
+    }
+    return validate_release(msgspec.structs.replace(release, variants=variants)), list(folders)
 
 
 def write(path: Path, release: Release, layouts: Sequence[Path]) -> None:

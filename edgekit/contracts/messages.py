@@ -47,12 +47,25 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     delta_fallback: DeltaFallback = DeltaFallback.FULL
 
 
+class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that holds a bundle and all it runs on, for the platform of one target."""
+
+    digest: str  # of its OCI manifest
+    repository: str
+    size: int  # bytes, compressed
+    registry: str = ""  # host[:port]; empty: the host of the artifacts_url
+
+
 class VariantRef(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle: digest of its OCI manifest, the repository it is served from, total bytes."""
+    """A bundle: digest of its OCI manifest, the repository it is served from, total bytes.
+
+    A device with a container engine runs ``image`` instead, which holds the same bundle.
+    """
 
     digest: str
     repository: str
     size: int
+    image: ImageRef | None = None
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +106,12 @@ class SlotRef(msgspec.Struct, frozen=True, kw_only=True):
     release: str
     rollout: str
     wave: int
+    image: ImageRef | None = None  # it lies in the container engine, not among the blobs
+
+    @property
+    def content(self) -> str:
+        """Digest of what is held: the image, else the bundle."""
+        return self.image.digest if self.image is not None else self.digest
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +121,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     at: float
     attempts: int = 1
     retry_token: str = ""
+    content: str = ""  # digest of the image, when it was one that failed
 
 
 class ModelReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,4 +43,11 @@ def validate(release: Release) -> Release:
         digest.parse(variant.digest)
         if variant.size <= 0:
             raise BadInputError(f"release {release.name}: {target}: size {variant.size}")
+        if variant.image is not None:
+            check_name(variant.image.repository, "repository")
+            digest.parse(variant.image.digest)
+            if variant.image.size <= 0:
+                raise BadInputError(
+                    f"release {release.name}: {target}: image size {variant.image.size}"
+                )
     return release

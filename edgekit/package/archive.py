@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from edgekit.contracts import codec, digest
@@ -19,6 +20,22 @@ def save(reader: LayoutReader, manifest_digest: str, name: str, out: Path) -> No
         BadInputError: an index or a bundle; a blob is missing or altered.
         ResourceError: no space.
     """
+    entries = _entries(reader, manifest_digest, name)
+    with files.atomic_writer(out) as stream:
+        for chunk in _packed(entries):
+            stream.write(chunk)
+
+
+def stream(reader: LayoutReader, manifest_digest: str, name: str) -> Iterator[bytes]:
+    """The bytes that `save` writes; everything is verified before the first of them.
+
+    Raises:
+        BadInputError: as `save`.
+    """
+    return _packed(_entries(reader, manifest_digest, name))
+
+
+def _entries(reader: LayoutReader, manifest_digest: str, name: str) -> list[tar.Entry]:
     image = reader.manifest_or_index(manifest_digest)
     if isinstance(image, Index) or "image.config" not in image.config.media_type:
         raise BadInputError(
@@ -33,13 +50,18 @@ def save(reader: LayoutReader, manifest_digest: str, name: str, out: Path) -> No
         blobs[layers[-1]] = reader.verify_blob(layer)
     manifest = codec.encode([{"Config": config, "RepoTags": [name], "Layers": layers}])
     entries = [tar.file(path, source) for path, source in blobs.items()]
-    with (
-        files.atomic_writer(out) as stream,
-        tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as archive,
-    ):
-        for entry in (*entries, tar.file("manifest.json", manifest)):
-            info = tarfile.TarInfo(entry.path)
-            info.size, info.mode = entry.size, entry.mode
-            assert entry.content is not None
-            with entry.content() as content:
-                archive.addfile(info, content)
+    return [*entries, tar.file("manifest.json", manifest)]
+
+
+def _packed(entries: Iterable[tar.Entry]) -> Iterator[bytes]:
+    """A tar, piece by piece: an archive of an image does not fit in a small machine's memory."""
+    for entry in entries:
+        info = tarfile.TarInfo(entry.path)
+        info.size, info.mode = entry.size, entry.mode
+        yield info.tobuf(tarfile.GNU_FORMAT)
+        assert entry.content is not None
+        with entry.content() as content:
+            while chunk := content.read(digest.CHUNK_BYTES):
+                yield chunk
+        yield b"\0" * (-entry.size % tarfile.BLOCKSIZE)
+    yield b"\0" * tarfile.RECORDSIZE

@@ -34,6 +34,10 @@ def _tool(name: str, version: str) -> dict[str, Any]:
     return found | ({} if name == "python" else {"purl": f"pkg:pypi/{name}@{version}"})
 
 
+def _licensed(component: dict[str, Any], told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return component | ({"licenses": [dict(each) for each in told]} if told else {})
+
+
 def _metrics(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Gate results as CycloneDX performance metrics; bounds where they were computed."""
     found = []
@@ -46,14 +50,33 @@ def _metrics(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def tools_of(evidence: Mapping[str, Any]) -> dict[str, str]:
+    """Name and version of what made a bundle."""
+    return {name: str(version) for name, version in sorted(_tools(evidence).items())}
+
+
 def sbom(
-    head: BundleHead, files: Sequence[BundleFile], evidence: Mapping[str, Any]
+    head: BundleHead,
+    files: Sequence[BundleFile],
+    evidence: Mapping[str, Any],
+    *,
+    licence: Sequence[Mapping[str, Any]] = (),
+    tool_licences: Licences | None = None,
 ) -> dict[str, Any]:
-    """CycloneDX 1.6 (ECMA-424): the files, the model's card, the tools that made them."""
+    """CycloneDX 1.6 (ECMA-424): the files, the model's card, the tools that made them.
+
+    Args:
+        head: of the bundle.
+        files: in it.
+        evidence: of its build.
+        licence: of the model, as CycloneDX has it.
+        tool_licences: of the tools, by name.
+    """
     components = [_component(file) for file in files]
     for component in components:
         if component["type"] == "machine-learning-model":
             component["version"] = head.version
+            component.update(_licensed({}, licence))
             component["modelCard"] = {
                 "bom-ref": "card",
                 "quantitativeAnalysis": {"performanceMetrics": _metrics(evidence)},
@@ -62,7 +85,8 @@ def sbom(
                     for gate in evidence.get("gates", ())
                 ],
             }
-    tools = [_tool(name, str(version)) for name, version in sorted(_tools(evidence).items())]
+    known = tool_licences or {}
+    tools = [_licensed(_tool(*tool), known.get(tool[0], ())) for tool in tools_of(evidence).items()]
     subject = {
         "type": "machine-learning-model",
         "bom-ref": "bundle",
@@ -128,8 +152,7 @@ def provenance(
 
 def _library(name: str, version: str, licences: Licences) -> dict[str, Any]:
     component = {**_tool(name, version), "type": "library", "bom-ref": f"pkg:pypi/{name}@{version}"}
-    told = licences.get(name)
-    return component | ({"licenses": [dict(each) for each in told]} if told else {})
+    return _licensed(component, licences.get(name, ()))
 
 
 def _document(subject: Mapping[str, Any], components: Sequence[Mapping[str, Any]]) -> bytes:

@@ -26,6 +26,14 @@ from edgekit.contracts import codec, digest
 from edgekit.contracts.bundle import Role
 from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.golden import INPUT_PREFIX
+from edgekit.contracts.image import (
+    BUNDLE_LABEL,
+    TARGET_LABEL,
+    TITLE_LABEL,
+    VERSION_LABEL,
+    WORKER_LABEL,
+    WORKER_PROTOCOL,
+)
 from edgekit.contracts.oci import (
     LAYOUT_FILE,
     MANIFEST_MEDIA_TYPE,
@@ -46,7 +54,13 @@ CONFIG_MEDIA_TYPE = "application/vnd.oci.image.config.v1+json"
 HOME = "opt/edgekit"
 USER = "65532:65532"  # "nonroot" of the distroless images; no name is needed
 _LAYER_VERSION = 2  # of how layers are made: part of cache keys
-_AGENT = ("edgekit.contracts", "edgekit.stats", "edgekit.preprocess", "edgekit_runtime")
+_AGENT = (
+    "edgekit.contracts",
+    "edgekit.engine",
+    "edgekit.stats",
+    "edgekit.preprocess",
+    "edgekit_runtime",
+)
 OnStep = Callable[[str], None]
 
 
@@ -309,12 +323,13 @@ def labels(plan: Plan, created: str) -> dict[str, str]:
     """Labels of the image, also annotations of its manifest (image-spec annotations.md)."""
     manifest = plan.bundle.manifest
     return {
-        "org.opencontainers.image.title": manifest.model,
-        "org.opencontainers.image.version": manifest.version,
+        TITLE_LABEL: manifest.model,
+        VERSION_LABEL: manifest.version,
         "org.opencontainers.image.created": created,
         "org.opencontainers.image.base.digest": plan.base_digest,
-        "edgekit.target": manifest.target,
-        "edgekit.bundle": plan.bundle.digest,
+        TARGET_LABEL: manifest.target,
+        BUNDLE_LABEL: plan.bundle.digest,
+        WORKER_LABEL: WORKER_PROTOCOL,
         "edgekit.engine": f"{manifest.engine} {plan.pins.get(manifest.engine, '')}".strip(),
     }
 

@@ -1,4 +1,4 @@
-"""Entry point inside an image: selftest, health check, or the agent's own commands.
+"""Entry point inside an image: selftest, health check, a worker, or the agent's own commands.
 
 Copied into images as it is; needs only the standard library to start and finds the agent beside
 it. ``selftest`` prints one JSON document and exits with 0 when the golden outputs are reproduced,
@@ -62,6 +62,10 @@ def main() -> int:
             return selftest()
         case ["healthy"]:
             return healthy()
+        case ["worker", path]:  # for an agent outside, on the socket it mounted
+            sys.argv[1:] = [path]
+            runpy.run_module("edgekit_runtime.worker", run_name="__main__", alter_sys=True)
+            return 0
     runpy.run_module("edgekit_runtime", run_name="__main__", alter_sys=True)
     return 0
 

@@ -152,6 +152,13 @@ def _publish(database: Database, store: ArtifactStore, raw: bytes, now: float) -
                 "is not in the artifact store",
                 hint="`edgekit release publish` pushes the bundles first",
             )
+        image = variant.image
+        if image and not image.registry and not store.resolve(image.repository, image.digest):
+            raise BadInputError(
+                f"release {release.name}: {target}: image {image.repository}@{image.digest} "
+                "is not in the artifact store",
+                hint="`edgekit release publish` pushes the images first",
+            )
     with database.write() as connection:
         created = releases.publish(connection, release, now)
     return answer(views.ReleaseView(release=release, created=now), 201 if created else 200)

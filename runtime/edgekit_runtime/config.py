@@ -17,6 +17,8 @@
     port = 8471                          # loopback only; default: none
     [spool]
     bytes_max = 67108864
+    [containers]
+    engine = "unix:///var/run/docker.sock"   # runs images of a release; default: none, its bundles
     [log]
     bytes_max = 1048576            # of the agent's own log on the device; 0: none
     [selftest]
@@ -88,6 +90,12 @@ class SpoolSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     bytes_max: int = 64 * 1024 * 1024
 
 
+class ContainersSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The container engine for slots that are images."""
+
+    engine: str | None = None  # e.g. unix:///var/run/docker.sock; none: bundles are run instead
+
+
 class LogSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The agent's own log on the device, for ``edgekit-agent logs``."""
 
@@ -107,6 +115,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     broker: BrokerSection = BrokerSection()
     serve: ServeSection = ServeSection()
     spool: SpoolSection = SpoolSection()
+    containers: ContainersSection = ContainersSection()
     log: LogSection = LogSection()
     selftest: SelftestSection = SelftestSection()
 
@@ -167,6 +176,12 @@ def check(document: Mapping[str, Any], what: str) -> AgentConfig:
         what,
         f"[spool] bytes_max {config.spool.bytes_max} is below {SPOOL_BYTES_MIN}",
     )
+    engine = config.containers.engine
+    _require(
+        engine is None or engine.partition("://")[0] in {"unix", "tcp"},
+        what,
+        f"[containers] engine {engine!r} is neither unix://… nor tcp://…",
+    )
     log_bytes = config.log.bytes_max
     _require(
         log_bytes == 0 or log_bytes >= LOG_BYTES_MIN,
@@ -202,6 +217,7 @@ def _override(document: dict[str, Any], environ: Mapping[str, str]) -> None:
         "broker": BrokerSection,
         "serve": ServeSection,
         "spool": SpoolSection,
+        "containers": ContainersSection,
         "log": LogSection,
         "selftest": SelftestSection,
     }

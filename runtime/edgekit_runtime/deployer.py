@@ -7,6 +7,7 @@ candidate they were meant for and dropped when that has changed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import msgspec
@@ -15,22 +16,23 @@ from typing_extensions import assert_never
 from edgekit.contracts.errors import ResourceError, UnavailableError
 from edgekit.contracts.messages import Desired, SlotRef
 from edgekit.contracts.states import SlotState
-from edgekit_runtime import fitness, planner, steps
+from edgekit.engine.ports import EngineAwayError
+from edgekit_runtime import planner, steps
 from edgekit_runtime.counting import TrialCounter
 from edgekit_runtime.deployment import Deployment, Environment
-from edgekit_runtime.downloads import Downloads
-from edgekit_runtime.errors import DeltaAwaitedError, UnsuitableError
 from edgekit_runtime.hosted import Hosted
 from edgekit_runtime.jobs import Done, JobRunner
 from edgekit_runtime.machine import Event
 from edgekit_runtime.planner import Facts
 from edgekit_runtime.ports import Loaded
+from edgekit_runtime.preparation import Preparation, discard
 from edgekit_runtime.record import DeploymentRecord, ModelRecord, activation, reversion
 from edgekit_runtime.region import Region
 from edgekit_runtime.serving import Serving
-from edgekit_runtime.store import Fetched
 
+TIDY_S = 10.0  # between attempts to remove what is not needed: an image may still be in use
 STEPS_MAX = 256  # per call; a plan that never settles would starve telemetry
+log = logging.getLogger(__name__)
 
 
 class Deployer:
@@ -41,10 +43,10 @@ class Deployer:
         self._kept = Deployment(env)
         self._clean_start = self.record.clean
         self._hosted = Hosted(env)
-        self._ready: dict[str, Loaded] = {}
-        self._downloads = Downloads(env.clock)
         self._trials: dict[str, TrialCounter] = {}
         self._jobs = JobRunner(env.wake)
+        self._preparing = Preparation(env, self._kept, self._jobs)
+        self._tidy_at = env.clock.monotonic()
         self._desired: tuple[Desired, str] | None = None
         for name in self.record.models:
             self._hosted.serving(name)
@@ -81,9 +83,7 @@ class Deployer:
             for step in plan:
                 self._execute(step)
         if changed and not self._jobs.busy:
-            self._env.store.collect(
-                sorted(d for model in self.record.models.values() for d in model.digests())
-            )
+            self._env.store.collect(self.record.bundles())
         return changed
 
     def checkpoint(self, *, clean: bool = False) -> None:
@@ -101,20 +101,19 @@ class Deployer:
 
     def _facts(self) -> Facts:
         now = self._env.clock.monotonic()
-        waits = {
-            name
-            for name, model in self.record.models.items()
-            if model.candidate is not None and self._downloads.waiting(model.candidate.digest)
-        }
+        images = self._env.images
+        untidy = images is not None and (images.untidy or bool(self.record.stale_images()))
         return Facts(
             targets=self._env.targets,
             loaded=self._hosted.loaded(),
-            ready=frozenset(self._ready),
+            ready=self._preparing.ready,
             busy=self._jobs.busy,
-            fetch_waits=frozenset(waits),
+            waits=self._preparing.waits(),
             trials={name: trial.read(now) for name, trial in self._trials.items()},
             ends=self._hosted.ends(),
             clean_start=self._clean_start,
+            containers=images is not None,
+            untidy=untidy and now >= self._tidy_at,
         )
 
     # --- what to do ----------------------------------------------------------------------------
@@ -129,13 +128,13 @@ class Deployer:
         elif isinstance(step, steps.Observe):
             self._kept.observe(step)
         elif isinstance(step, steps.Fetch):
-            self._fetch(step)
+            self._preparing.fetch(step.model)
         elif isinstance(step, steps.Verify):
-            self._verify(step)
+            self._preparing.verify(step.model)
         elif isinstance(step, steps.BeginTest):
             self._kept.change(step.model, Event.TEST)
         elif isinstance(step, steps.SelfTest):
-            self._self_test(step)
+            self._preparing.self_test(step.model)
         elif isinstance(step, steps.Activate):
             self._activate(step)
         elif isinstance(step, steps.Load):
@@ -148,9 +147,11 @@ class Deployer:
         elif isinstance(step, steps.MarkUnproven):
             self._kept.change(step.model, None, unproven=True)
         elif isinstance(step, steps.Refuse):
-            self._refuse(step.model, step.reason)
+            self._preparing.refuse(step.model, step.reason)
         elif isinstance(step, steps.Revert):
             self._revert(step.model, step.reason)
+        elif isinstance(step, steps.Tidy):
+            self._tidy()
         else:
             assert_never(step)
 
@@ -158,8 +159,8 @@ class Deployer:
         model = self._kept.model(step.model)
         digest = step.candidate.digest
         self._hosted.serving(step.model)
-        self._downloads.forget(digest)
-        self._drop_ready(model)
+        self._preparing.drop(model)
+        self._preparing.begin(step.candidate)
         self._kept.change(
             step.model,
             Event.ASSIGN,
@@ -174,7 +175,7 @@ class Deployer:
 
     def _relabel(self, step: steps.Relabel) -> None:
         model = self._kept.model(step.model)
-        self._drop_ready(model)
+        self._preparing.drop(model)
         self._kept.change(
             step.model,
             Event.RESUME if model.confirmed else Event.RESUME_TRIAL,
@@ -186,14 +187,14 @@ class Deployer:
             fetched_bytes=0,
         )
         live = self._hosted.serving(step.model).live
-        if live is not None and live.ref.digest == step.active.digest:
+        if live is not None and live.ref.content == step.active.content:
             region = self._serve(step.model, live.loaded)
             trial = self._trials.get(step.model)
             if trial is not None:
                 trial.move(region, self._env.clock.monotonic())
 
     def _remove(self, step: steps.Remove) -> None:
-        self._drop_ready(self._kept.model(step.model))
+        self._preparing.drop(self._kept.model(step.model))
         self._hosted.serving(step.model).stop()
         self._trials.pop(step.model, None)
         self._kept.change(
@@ -206,100 +207,12 @@ class Deployer:
             confirmed=False,
         )
 
-    def _fetch(self, step: steps.Fetch) -> None:
-        model = self._kept.model(step.model)
-        candidate = model.candidate
-        if candidate is None or self._jobs.busy:
-            return
-        url, store = self.record.config.artifacts_url, self._env.store
-
-        def work() -> Fetched:
-            return store.fetch_bundle(
-                self._env.fetcher(url),
-                model.repository,
-                candidate.digest,
-                held=[ref.digest for ref in (model.active, model.fallback) if ref],
-                fallback=model.policy.delta_fallback,
-            )
-
-        def finish(done: Done) -> None:
-            if not self._is_candidate(step.model, candidate, SlotState.FETCHING):
-                return
-            if done.error is None:
-                fetched = self._kept.model(step.model).fetched_bytes + done.value.transferred
-                self._kept.change(step.model, Event.FETCHED, fetched_bytes=fetched)
-                if done.value.note:
-                    self._kept.note(f"{step.model}: {done.value.note}")
-            elif isinstance(done.error, (UnavailableError, ResourceError)):
-                limit = model.policy.download_attempts_max
-                count = self._downloads.failed(candidate.digest)
-                note = f"{step.model}: download attempt {count}: {done.error.message}"
-                if count >= limit and not isinstance(done.error, DeltaAwaitedError):
-                    self._refuse(step.model, note)
-                else:
-                    self._kept.note(note)
-            else:
-                self._refuse(step.model, done.error.message)
-
-        self._jobs.start(f"fetch-{step.model}", work, finish)
-
-    def _verify(self, step: steps.Verify) -> None:
-        candidate = self._kept.model(step.model).candidate
-        if candidate is None or self._jobs.busy:
-            return
-
-        reader = self._env.store.reader
-
-        def finish(done: Done) -> None:
-            current = self._kept.model(step.model).candidate
-            if current is None or not self._is_candidate(step.model, candidate, SlotState.STAGED):
-                return
-            if done.error is None:
-                version = done.value.manifest.version
-                known = msgspec.structs.replace(current, version=version)
-                self._kept.change(step.model, Event.VERIFIED, candidate=known)
-                return
-            unsuitable = isinstance(done.error, UnsuitableError)
-            if unsuitable or not self._downloads.again(candidate.digest):
-                self._refuse(step.model, done.error.message)
-                return
-            # Damaged on this disk since it was stored: fetch it once more, then give up.
-            self._env.store.discard_damaged(candidate.digest)
-            self._kept.change(step.model, Event.ASSIGN)
-
-        self._jobs.start(
-            f"verify-{step.model}", lambda: fitness.open_fit(reader, step.model, candidate), finish
-        )
-
-    def _self_test(self, step: steps.SelfTest) -> None:
-        model = self._kept.model(step.model)
-        candidate = model.candidate
-        if candidate is None or self._jobs.busy:
-            return
-        self._kept.change(step.model, None, test_tries=model.test_tries - 1)
-
-        host = self._env.host
-
-        def work() -> Loaded:
-            return host.load(step.model, candidate, model.policy, tested=True)
-
-        def finish(done: Done) -> None:
-            if not self._is_candidate(step.model, candidate, SlotState.SELF_TEST):
-                _discard(done)
-                return
-            if done.error is not None:
-                self._refuse(step.model, f"self-test: {done.error.message}")
-            else:
-                self._ready[candidate.digest] = done.value
-
-        self._jobs.start(f"self-test-{step.model}", work, finish)
-
     def _activate(self, step: steps.Activate) -> None:
         model = self._kept.model(step.model)
         candidate = model.candidate
         if candidate is None:
             return
-        loaded = self._ready.pop(candidate.digest)
+        loaded = self._preparing.take(candidate)
         self._hosted.forget(step.model)
         self._kept.change(
             step.model,
@@ -327,21 +240,24 @@ class Deployer:
         def work() -> Loaded:
             return host.load(step.model, active, model.policy, tested=False)
 
-        def finish(done: Done) -> None:
-            now = self._kept.model(step.model)
-            if now.active is None or now.active.digest != active.digest:
-                _discard(done)
-                return
-            if isinstance(done.error, (ResourceError, UnavailableError)):
-                self._hosted.could_not_start(step.model, done.error)
-                return
-            if done.error is not None:
-                self._env.store.discard_damaged(active.digest)
-                self._revert(step.model, f"cannot be loaded: {done.error.message}")
-                return
-            self._resume(step.model, self._serve(step.model, done.value))
+        self._jobs.start(
+            f"load-{step.model}", work, lambda done: self._loaded(step, model, active, done)
+        )
 
-        self._jobs.start(f"load-{step.model}", work, finish)
+    def _loaded(self, step: steps.Load, before: ModelRecord, active: SlotRef, done: Done) -> None:
+        now = self._kept.model(step.model)
+        if now.active is None or now.active.content != active.content:
+            discard(done)
+        elif isinstance(done.error, (ResourceError, UnavailableError)):
+            if step.spend_try and isinstance(done.error, EngineAwayError):
+                self._kept.change(step.model, None, tries=before.tries)  # it was not tried
+            self._hosted.could_not_start(step.model, done.error)
+        elif done.error is not None:
+            if active.image is None:
+                self._env.store.discard_damaged(active.digest)
+            self._revert(step.model, f"cannot be loaded: {done.error.message}")
+        else:
+            self._resume(step.model, self._serve(step.model, done.value))
 
     def _resume(self, name: str, region: Region) -> None:
         """A trial goes on where its process, or the agent's, had ended."""
@@ -352,21 +268,13 @@ class Deployer:
         elif not model.confirmed:
             self._trials[name] = TrialCounter(region, now, before_s=model.trial_s, fresh=False)
 
-    def _refuse(self, name: str, reason: str) -> None:
-        model = self._kept.model(name)
-        if model.candidate is None:
-            return
-        event = Event.REFUSE if model.active is not None else Event.STRAND
-        failed = self._kept.quarantine(model, model.candidate.digest, reason)
-        self._kept.change(name, event, reason, candidate=None, failed=failed)
-
     def _revert(self, name: str, reason: str) -> None:
         model = self._kept.model(name)
         if model.active is None:
             return
         self._trials.pop(name, None)
         self._hosted.forget(name)
-        failed = self._kept.quarantine(model, model.active.digest, reason)
+        failed = self._kept.quarantine(model, model.active, reason)
         if model.fallback is not None:
             self._kept.change(name, Event.REVERT, reason, failed=failed, **reversion(model))
             return  # what fails keeps answering until the planner has the fallback loaded
@@ -375,22 +283,22 @@ class Deployer:
         self._kept.change(name, event, reason, active=None, confirmed=False, failed=failed)
         self._hosted.serving(name).stop()
 
-    def _drop_ready(self, model: ModelRecord) -> None:
-        if model.candidate is not None:
-            ready = self._ready.pop(model.candidate.digest, None)
-            if ready is not None:
-                ready.close()
+    def _tidy(self) -> None:
+        images, stale = self._env.images, self.record.stale_images()
+        if images is None or self._jobs.busy:
+            return
+        self._tidy_at = self._env.clock.monotonic() + TIDY_S
 
-    def _is_candidate(self, name: str, ref: SlotRef, state: SlotState) -> bool:
-        model = self._kept.model(name)
-        same = model.candidate is not None and model.candidate.digest == ref.digest
-        return same and model.state is state
+        def finish(done: Done) -> None:
+            if done.error is not None:
+                log.warning("tidying containers and images, later again: %s", done.error.message)
+                return
+            gone = set(stale) & set(self.record.stale_images())
+            left = tuple(digest for digest in self.record.images if digest not in gone)
+            if left != self.record.images:
+                self._kept.save(msgspec.structs.replace(self.record, images=left))
+
+        self._jobs.start("tidy", lambda: images.tidy(stale), finish)
 
     def _serve(self, name: str, loaded: Loaded) -> Region:
         return self._hosted.serve(name, self._kept.model(name), loaded)
-
-
-def _discard(done: Done) -> None:
-    """What was loaded is not wanted any more."""
-    if done.error is None:
-        done.value.close()

@@ -12,13 +12,14 @@ from pathlib import Path
 import msgspec
 
 from edgekit.contracts import digest as digests
-from edgekit.contracts.messages import DeviceEvent, Failure, Record, SlotEvent
+from edgekit.contracts.messages import DeviceEvent, Failure, Record, SlotEvent, SlotRef
 from edgekit.contracts.states import SlotState
 from edgekit_runtime.counting import Counting
 from edgekit_runtime.errors import RuntimeUnfitError
 from edgekit_runtime.machine import Event, next_state
-from edgekit_runtime.ports import Clock, Disk, Fetcher, Host
+from edgekit_runtime.ports import Clock, Disk, Fetcher, Host, Images
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
+from edgekit_runtime.serving import Serving
 from edgekit_runtime.steps import Observe
 from edgekit_runtime.store import BlobStore
 from edgekit_runtime.twocopy import TwoCopy
@@ -51,6 +52,8 @@ class Environment:
     fetcher: Callable[[str | None], Fetcher | None]  # from an artifacts_url
     emit: Callable[[Record], None]  # audit records go to the spool
     wake: Callable[[], None]
+    serving_changed: Callable[[Serving], None]  # what is to serve; called by the control thread
+    images: Images | None = None  # this device has a container engine
     runtime_on_trial: bool = False  # the supervisor has another one to go back to
 
 
@@ -112,18 +115,20 @@ class Deployment:
                 )
             )
 
-    def quarantine(self, model: ModelRecord, digest: str, reason: str) -> dict[str, Failure]:
-        """``model.failed`` with ``digest`` added, the oldest dropped."""
-        proven = model.active is not None and model.confirmed and model.active.digest == digest
+    def quarantine(self, model: ModelRecord, ref: SlotRef, reason: str) -> dict[str, Failure]:
+        """``model.failed`` with ``ref`` added, the oldest dropped."""
+        active = model.active
+        proven = active is not None and model.confirmed and active.content == ref.content
         if self._runtime_on_trial and proven:
             # It worked under the runtime before: that one comes back, the bundle stays.
-            raise RuntimeUnfitError(f"{digests.short(digest)} does not work here: {reason}")
-        before = model.failed.get(digest)
+            raise RuntimeUnfitError(f"{digests.short(ref.digest)} does not work here: {reason}")
+        before = model.failed.get(ref.digest)
         failure = Failure(
             reason=reason[:REASON_CHARS_MAX],
             at=self._clock.wall(),
             attempts=before.attempts + 1 if before else 1,
             retry_token=model.retry_token,
+            content=ref.image.digest if ref.image is not None else "",
         )
-        newest = sorted({**model.failed, digest: failure}.items(), key=lambda item: item[1].at)
+        newest = sorted({**model.failed, ref.digest: failure}.items(), key=lambda item: item[1].at)
         return dict(newest[-FAILED_MAX:])

@@ -1,4 +1,4 @@
-"""Attempts to fetch a bundle; in memory, so that a restart tries anew."""
+"""Attempts to prepare a candidate; in memory, so that a restart tries anew."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from edgekit.contracts.backoff import Backoff
 from edgekit_runtime.ports import Clock
+
+PAUSE_S = 2.0  # between looks whether the container engine is back
 
 
 @dataclass
@@ -17,7 +19,7 @@ class _Attempts:
 
 
 class Downloads:
-    """By digest of the bundle."""
+    """By digest of what is fetched."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -33,6 +35,11 @@ class Downloads:
         attempts.count += 1
         attempts.due = self._clock.monotonic() + attempts.backoff.next_delay_s()
         return attempts.count
+
+    def pause(self, digest: str) -> None:
+        """Wait a little, for what is nobody's failure and counts as no attempt."""
+        attempts = self._attempts.setdefault(digest, _Attempts())
+        attempts.due = self._clock.monotonic() + PAUSE_S
 
     def waiting(self, digest: str) -> bool:
         """Whether the next attempt is not due yet."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from edgekit.contracts import digest as digests
 from edgekit.contracts.errors import EdgekitError
 from edgekit.contracts.messages import DeviceEvent
+from edgekit.engine.ports import EngineAwayError
 from edgekit_runtime.deployment import Environment
 from edgekit_runtime.errors import WorkerEndedError
 from edgekit_runtime.monitors.windows import labels_for
@@ -34,15 +35,16 @@ class Hosted:
         """The serving side of ``name``; made on first use."""
         serving = self.servings.get(name)
         if serving is None:
-            serving = Serving(name, self._env.counting.journal(name), self._env.clock)
+            serving = Serving(name, self._env.counting.shelf(name), self._env.serving_changed)
             # Readers on other threads see either the old or the new dictionary.
             self.servings = {**self.servings, name: serving}
+            self._env.serving_changed(serving)  # known, if not served yet
         return serving
 
     def loaded(self) -> dict[str, str]:
-        """Digest that serves, by model."""
+        """Digest of what serves, by model."""
         return {
-            name: serving.live.ref.digest
+            name: serving.live.ref.content
             for name, serving in self.servings.items()
             if serving.live is not None
         }
@@ -74,6 +76,9 @@ class Hosted:
         if isinstance(error, WorkerEndedError):
             self._note(name, error.ending)
             self._tell(error.message)
+        elif isinstance(error, EngineAwayError):
+            log.warning("%s: %s", name, error.message)
+            self._note(name, Ending(EndKind.OUTSIDE, error.message))
         else:
             self._note(name, Ending(EndKind.CRASH, error.message))
 

@@ -53,13 +53,15 @@ class Facts:
     """What is, outside the record."""
 
     targets: tuple[str, ...]  # of this device, best first
-    loaded: Mapping[str, str] = field(default_factory=dict)  # model -> digest that serves
-    ready: frozenset[str] = frozenset()  # candidates loaded and self-tested
+    loaded: Mapping[str, str] = field(default_factory=dict)  # model -> content that serves
+    ready: frozenset[str] = frozenset()  # contents of candidates loaded and self-tested
     busy: bool = False  # a slow step is running
-    fetch_waits: frozenset[str] = frozenset()  # models whose next download attempt is not due
+    waits: frozenset[str] = frozenset()  # models whose next attempt to prepare is not due
     trials: Mapping[str, Trial] = field(default_factory=dict)
     ends: Mapping[str, Ended] = field(default_factory=dict)  # models whose worker ended
     clean_start: bool = False  # the process before this one stopped in order
+    containers: bool = False  # this device runs images
+    untidy: bool = False  # containers may have been left behind, and it is time to look
 
 
 def plan(
@@ -77,6 +79,8 @@ def plan(
     found: list[Step] = []
     for name in sorted(record.models):
         found += _advance(name, record.models[name], facts)
+    if not found and not facts.busy and facts.untidy:
+        return (steps.Tidy(),)
     return tuple(found)
 
 
@@ -97,14 +101,19 @@ def _take(
             )
             continue
         variant = deployment.variants[target]
+        candidate = _candidate(deployment, target, variant, facts)
         failure = model.failed.get(variant.digest)
-        if failure is not None and failure.retry_token == deployment.retry_token:
+        if (
+            failure is not None
+            and failure.retry_token == deployment.retry_token
+            and failure.content in {"", candidate.content}
+        ):
             notes.append(
                 f"{name}: {digests.short(variant.digest)} failed here ({failure.reason}) "
                 "and is not tried again without a new retry token"
             )
             continue
-        found.append(_assign(name, model, deployment, target, variant))
+        found.append(_assign(name, model, deployment, candidate, variant))
     for name, model in sorted(record.models.items()):
         if name not in desired.deployments and model.state is not SlotState.EMPTY:
             found.append(steps.Remove(name))
@@ -112,19 +121,23 @@ def _take(
     return tuple(found)
 
 
-def _assign(
-    name: str, model: ModelRecord, deployment: Deployment, target: str, variant: VariantRef
-) -> Step:
-    ref = SlotRef(
+def _candidate(deployment: Deployment, target: str, variant: VariantRef, facts: Facts) -> SlotRef:
+    return SlotRef(
         digest=variant.digest,
         version="",  # the bundle's manifest tells it once it is here
         target=target,
         release=deployment.release,
         rollout=deployment.rollout,
         wave=deployment.wave,
+        image=variant.image if facts.containers else None,
     )
+
+
+def _assign(
+    name: str, model: ModelRecord, deployment: Deployment, ref: SlotRef, variant: VariantRef
+) -> Step:
     held = model.active
-    if held is not None and held.digest == variant.digest and model.state is not SlotState.SAFE:
+    if held is not None and held.content == ref.content and model.state is not SlotState.SAFE:
         same = SlotRef(
             digest=held.digest,
             version=held.version,
@@ -132,6 +145,7 @@ def _assign(
             release=ref.release,
             rollout=ref.rollout,
             wave=ref.wave,
+            image=held.image,
         )
         return steps.Relabel(name, same, deployment.policy, deployment.retry_token)
     return steps.Adopt(name, ref, variant.repository, deployment.policy, deployment.retry_token)
@@ -139,7 +153,7 @@ def _assign(
 
 def _advance(name: str, model: ModelRecord, facts: Facts) -> list[Step]:
     active = model.active
-    if active is not None and facts.loaded.get(name) != active.digest:
+    if active is not None and facts.loaded.get(name) != active.content:
         return _serve_again(name, model, facts)  # whatever else is to be done
     if active is not None and not model.confirmed:
         reason = _unfit(model.policy, facts.trials.get(name, Trial()))
@@ -162,12 +176,15 @@ def _serve_again(name: str, model: ModelRecord, facts: Facts) -> list[Step]:
     if ended is not None and ended.waits:
         return []
     first = ended is None and facts.clean_start  # nothing has gone wrong so far
-    return [steps.Load(name, spend_try=not model.confirmed and not first)]
+    blameless = first or (ended is not None and ended.ending.kind is EndKind.OUTSIDE)
+    return [steps.Load(name, spend_try=not model.confirmed and not blameless)]
 
 
 def _unfit_to_run(model: ModelRecord, ended: Ended | None) -> str:
     """Why what ended must not be started again; empty when it may be."""
     why = ended.ending.reason if ended is not None else ""
+    if ended is not None and ended.ending.kind is EndKind.OUTSIDE:
+        return ""
     if not model.confirmed:
         if ended is not None and ended.ending.kind is not EndKind.CRASH:
             return why  # a hang or a leak is the bundle's own; a crash may be anyone's, once
@@ -180,7 +197,7 @@ def _unfit_to_run(model: ModelRecord, ended: Ended | None) -> str:
 
 
 def _prepare(name: str, model: ModelRecord, candidate: SlotRef, facts: Facts) -> list[Step]:
-    if facts.busy or (model.state is SlotState.FETCHING and name in facts.fetch_waits):
+    if facts.busy or name in facts.waits:
         return []
     simple: dict[SlotState, Step] = {
         SlotState.FETCHING: steps.Fetch(name),
@@ -189,9 +206,9 @@ def _prepare(name: str, model: ModelRecord, candidate: SlotRef, facts: Facts) ->
     }
     if model.state in simple:
         return [simple[model.state]]
-    if candidate.digest in facts.ready:
+    if candidate.content in facts.ready:
         fallback = model.fallback
-        proven = fallback is not None and fallback.digest == candidate.digest
+        proven = fallback is not None and fallback.content == candidate.content
         return [steps.Activate(name, proven)]
     if model.test_tries <= 0:
         return [steps.Refuse(name, "crash loop: every try of its self-test was spent")]

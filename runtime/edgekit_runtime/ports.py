@@ -6,7 +6,7 @@ fsync and rename.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,6 +71,38 @@ class Host(Protocol):
             BadInputError: a blob is missing or altered.
             ResourceError: no memory or no process for it.
         """
+
+
+class Images(Protocol):
+    """Slots that are images, in a container engine. Slow: called from jobs.
+
+    Raises:
+        EngineAwayError: the engine does not answer; nothing was learnt, try again.
+    """
+
+    def fetch(self, ref: SlotRef, artifacts_url: str | None) -> int:
+        """Make the image of ``ref`` present; returns the bytes that were transferred.
+
+        Raises:
+            UnavailableError: the registry does not answer.
+            BadInputError: it has no such image, or refused.
+            ResourceError: no space.
+        """
+
+    def check(self, model: str, ref: SlotRef) -> str:
+        """The model's version, when the image is what ``ref`` promises and can run here.
+
+        Raises:
+            UnsuitableError: it is not, or cannot.
+            BadInputError: it is gone.
+        """
+
+    def tidy(self, stale: Collection[str]) -> None:
+        """Remove the images with these digests, and containers of an agent that is no more."""
+
+    @property
+    def untidy(self) -> bool:
+        """Whether containers may have been left behind."""
 
 
 class Clock(Protocol):

@@ -47,9 +47,9 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
             fetched_bytes=self.fetched_bytes,
         )
 
-    def digests(self) -> set[str]:
-        """Bundles that must stay on disk."""
-        return {ref.digest for ref in (self.active, self.fallback, self.candidate) if ref}
+    def held(self) -> tuple[SlotRef, ...]:
+        """What must stay on this device."""
+        return tuple(ref for ref in (self.active, self.fallback, self.candidate) if ref)
 
 
 class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +61,7 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
     config: DeviceConfig = DeviceConfig()
     models: dict[str, ModelRecord] = {}
     note: str = ""
+    images: tuple[str, ...] = ()  # digests of images that were ever asked for and not removed yet
     clean: bool = False  # the last stop was orderly: the next load of a trial costs no try
 
     @property
@@ -68,6 +69,16 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
         """SAFE while any model has nothing that can serve."""
         stranded = any(model.state is SlotState.SAFE for model in self.models.values())
         return DeviceState.SAFE if stranded else DeviceState.OK
+
+    def bundles(self) -> list[str]:
+        """Digests of bundles that must stay on disk, sorted."""
+        held = (ref for model in self.models.values() for ref in model.held())
+        return sorted({ref.digest for ref in held if ref.image is None})
+
+    def stale_images(self) -> tuple[str, ...]:
+        """Digests of images that no slot refers to any more."""
+        held = {ref.content for model in self.models.values() for ref in model.held()}
+        return tuple(digest for digest in self.images if digest not in held)
 
     def with_model(self, name: str, model: ModelRecord) -> DeploymentRecord:
         """A copy with ``model`` put in."""
@@ -81,7 +92,7 @@ def activation(model: ModelRecord, *, proven: bool) -> dict[str, Any]:
     """
     keep = model.active if model.confirmed else model.fallback
     same = (
-        keep is not None and model.candidate is not None and keep.digest == model.candidate.digest
+        keep is not None and model.candidate is not None and keep.content == model.candidate.content
     )
     moves = model.active is not None and model.confirmed
     return {

@@ -119,6 +119,11 @@ class Revert:
     reason: str
 
 
+@dataclass(frozen=True)
+class Tidy:
+    """Remove containers of an earlier agent and images that no slot refers to any more."""
+
+
 Step = (
     Adopt
     | Relabel
@@ -134,4 +139,5 @@ Step = (
     | MarkUnproven
     | Refuse
     | Revert
+    | Tidy
 )

@@ -12,6 +12,7 @@ STUCK_P99_FACTOR = 10.0  # lower: a cold cache is called stuck; higher: a hang l
 CRASHES_MAX = 3  # of a confirmed bundle within CRASH_WINDOW_S: then its fallback takes over
 CRASH_WINDOW_S = 600.0  # research: two or three crashes in ten minutes are no accident
 RESTART_S_BASE = 0.5
+OUTSIDE_S = 2.0  # between looks whether what it stands on is back
 RESTART_S_MAX = 60.0  # a device without a fallback tries for ever, but not all the time
 EXIT_MEMORY = 6  # a worker's exit code when an allocation failed
 
@@ -22,6 +23,7 @@ class EndKind(Enum):
     CRASH = "crash"
     STUCK = "stuck"
     MEMORY = "memory"
+    OUTSIDE = "outside"  # the container engine went away: says nothing about the bundle
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,11 @@ class Crashes:
     def add(self, ending: Ending, now: float) -> None:
         """Another one ended at ``now`` (monotonic seconds)."""
         self.count(now)
-        self.ends.append(now)
         self.last = ending
+        if ending.kind is EndKind.OUTSIDE:
+            self.start_at = now + OUTSIDE_S
+            return
+        self.ends.append(now)
         again = len(self.ends) - 1  # the first restart is immediate
         pause = 0.0 if again == 0 else RESTART_S_BASE * 2.0 ** min(again - 1, 16)
         self.start_at = now + min(RESTART_S_MAX, pause)

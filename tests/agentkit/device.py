@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from agentkit.fetchers import LocalFetcher
-from agentkit.hosts import LocalHost
+from agentkit.hosts import LocalHost, hosted
 
 from edgekit.contracts.errors import EdgekitError
 from edgekit.contracts.messages import Deployment, Desired, Policy, VariantRef
-from edgekit_runtime import session
 from edgekit_runtime.agent import emit
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.counting import Counting
@@ -64,6 +63,7 @@ class Device:
                 fetcher=lambda _url: LocalFetcher(layout) if layout else None,
                 emit=lambda record: emit(self.spool, record),
                 wake=lambda: None,
+                serving_changed=lambda _serving: None,
             )
         )
 
@@ -85,7 +85,7 @@ class Device:
 
     def infer(self, count: int) -> None:
         for _ in range(count):
-            session.infer(self.serving, {"x": np.zeros((1, 4), np.float32)})
+            hosted(self.serving).infer({"x": np.zeros((1, 4), np.float32)})
         self.settle()
 
     @property

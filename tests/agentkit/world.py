@@ -25,6 +25,7 @@ from edgekit.contracts.messages import (
     Deployment,
     Desired,
     DeviceConfig,
+    ImageRef,
     Policy,
     Presence,
     Reported,
@@ -189,9 +190,10 @@ class Manager:
         policy: Policy = QUICK,
         target: str = "x86-64-v3",
         token: str = "",
+        image: ImageRef | None = None,
     ) -> int:
         gen = self._gens[device] = self._gens.get(device, 0) + 1
-        variant = VariantRef(digest=digest, repository="meter", size=1)
+        variant = VariantRef(digest=digest, repository="meter", size=1, image=image)
         desired = Desired(
             gen=gen,
             runtime=self.runtime,

@@ -7,11 +7,11 @@ import pytest
 from agentkit import layouts
 from agentkit.device import POLICY, Device, InlineJobs
 from agentkit.disks import FaultyDisk, PowerCut
+from agentkit.hosts import hosted
 
 from edgekit.contracts import digest
 from edgekit.contracts.states import DeviceState, SlotState
 from edgekit_runtime import deployer as module
-from edgekit_runtime import session
 from edgekit_runtime.disk import PosixDisk
 
 
@@ -129,7 +129,7 @@ def test_nan_outputs_on_trial_revert(tmp_path, layout):
     device.deploy(2, bad, "v2")
     huge = np.full((1, 4), 3e38, np.float32)  # legal float32 that overflows inside the model
     for _ in range(3):
-        session.infer(device.serving, {"x": huge})
+        hosted(device.serving).infer({"x": huge})
     device.settle()
     assert device.model.state is SlotState.ROLLED_BACK
     assert "NaN rate" in device.model.failed[bad].reason

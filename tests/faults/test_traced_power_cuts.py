@@ -21,10 +21,11 @@ import pytest
 from agentkit import crashfs, layouts, syscalls, traced_agent
 from agentkit.crashfs import OUTCOMES, CrashFolder
 from agentkit.device import Device, InlineJobs
+from agentkit.hosts import hosted
 from agentkit.syscalls import Change
 from agentkit.world import QUICK, AgentProcess, World, wait_for
 
-from edgekit_runtime import deployer, lock, session, twocopy
+from edgekit_runtime import deployer, lock, twocopy
 from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.record import DeploymentRecord
 
@@ -188,7 +189,7 @@ def _boots(story: Story, root: Path, allowed: set[str | None]) -> None:
     assert served in allowed
     if live is not None:
         assert served in story.seeds, "serves what failed its golden set"
-        answer = session.infer(device.serving, {"x": ROW}).outputs["scores"]
+        answer = hosted(device.serving).infer({"x": ROW}).outputs["scores"]
         expected = layouts.reference(story.seeds[served], ROW)
         np.testing.assert_allclose(answer, expected, rtol=1e-4)
 
