@@ -185,15 +185,21 @@ def running(command: list[str], port: int, *, core: int | None = None) -> Iterat
         process.wait(30)
 
 
+def agent_config(folder: Path, state: Path, port: int, *, broker: int) -> Path:
+    """Configuration of an agent over ``state``, in a file."""
+    config = folder / "agent.toml"
+    config.write_text(
+        f'[device]\nid = "bench"\nstate_dir = "{state}"\ntargets = ["bench"]\n'
+        f'[broker]\nport = {broker}\n[serve]\nport = {port}\nsocket = "{folder}/s"\n'
+    )
+    return config
+
+
 @contextmanager
 def agent(state: Path, port: int, *, core: int | None = None) -> Iterator[int]:
     """An agent over ``state``; no broker is there, as on a device in the field. Yields its pid."""
     with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "agent.toml"
-        config.write_text(
-            f'[device]\nid = "bench"\nstate_dir = "{state}"\ntargets = ["bench"]\n'
-            f'[broker]\nport = {free_port()}\n[serve]\nport = {port}\nsocket = "{folder}/s"\n'
-        )
+        config = agent_config(Path(folder), state, port, broker=free_port())
         command = [sys.executable, "-m", "edgekit_runtime", "run", "--config", str(config)]
         with running(command, port, core=core) as pid:
             ready = http("GET", f"/v2/models/{MODEL}/ready")

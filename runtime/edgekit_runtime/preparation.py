@@ -14,7 +14,6 @@ from edgekit.contracts.errors import EdgekitError, ResourceError, UnavailableErr
 from edgekit.contracts.messages import SlotRef
 from edgekit.contracts.states import SlotState
 from edgekit.engine.ports import EngineAwayError
-from edgekit_runtime import fitness
 from edgekit_runtime.deployment import Deployment, Environment
 from edgekit_runtime.downloads import Downloads
 from edgekit_runtime.errors import DeltaAwaitedError, UnsuitableError
@@ -118,6 +117,8 @@ class Preparation:
         env = self._env
 
         def bundle() -> str:
+            from edgekit_runtime import fitness  # noqa: PLC0415 - slow to import, seldom needed
+
             return fitness.open_fit(env.store.reader, name, candidate).manifest.version
 
         def image() -> str:
