@@ -109,6 +109,7 @@ class Queries:
             reported.models.get(model) for reported in map(devices.reported_of, rows) if reported
         )
         active = [report.active for report in reports if report and report.active]
+        active = [ref for ref in active if ref.image is None]  # an image's files are the engine's
         counts = Counter((ref.target, ref.digest, ref.version) for ref in active)
         found = [
             FieldVersion(

@@ -247,7 +247,7 @@ class Agent:
             profile=parts.profile,
             boot=cursor.boot,
             epoch=cursor.epoch,
-            models={name: model.report() for name, model in record.models.items()},
+            models=parts.deployer.reports(),
             runtime=parts.updater.report(),
             device_state=record.device_state,
             health=Health(

@@ -14,7 +14,7 @@ import msgspec
 from typing_extensions import assert_never
 
 from edgekit.contracts.errors import ResourceError, UnavailableError
-from edgekit.contracts.messages import Desired, SlotRef
+from edgekit.contracts.messages import Desired, ModelReport, SlotRef
 from edgekit.contracts.states import SlotState
 from edgekit.engine.ports import EngineAwayError
 from edgekit_runtime import planner, steps
@@ -65,6 +65,13 @@ class Deployer:
     def record(self) -> DeploymentRecord:
         """What the device knows, as persisted."""
         return self._kept.record
+
+    def reports(self) -> dict[str, ModelReport]:
+        """What the manager is told, by model."""
+        return {
+            name: model.report(self._preparing.in_flight(name))
+            for name, model in self.record.models.items()
+        }
 
     def offer(self, desired: Desired, digest: str) -> None:
         """A desired state arrived; whether it is taken is the planner's to say."""
@@ -126,7 +133,15 @@ class Deployer:
         elif isinstance(step, steps.Remove):
             self._remove(step)
         elif isinstance(step, steps.Observe):
-            self._kept.observe(step)
+            self._kept.save(
+                msgspec.structs.replace(
+                    self.record,
+                    gen=step.gen,
+                    desired_digest=step.digest,
+                    config=step.config,
+                    note=step.note,
+                )
+            )
         elif isinstance(step, steps.Fetch):
             self._preparing.fetch(step.model)
         elif isinstance(step, steps.Verify):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from edgekit.contracts.backoff import Backoff
-from edgekit_runtime.ports import Clock
+from edgekit_runtime.ports import Clock, Fetcher
 
 PAUSE_S = 2.0  # between looks whether the container engine is back
 
@@ -51,3 +52,35 @@ class Downloads:
         attempts = self._attempts.setdefault(digest, _Attempts())
         first, attempts.refetched = not attempts.refetched, True
         return first
+
+
+@dataclass
+class Meter:
+    """Bytes transferred; written by the job thread, read by the control thread."""
+
+    count: int = 0
+
+
+class Metered:
+    """A fetcher that counts, whether what it fetches arrives whole or not."""
+
+    def __init__(self, fetcher: Fetcher, meter: Meter) -> None:
+        self._fetcher, self._meter = fetcher, meter
+
+    def manifest(self, repository: str, digest: str) -> bytes:
+        """See `Fetcher.manifest`."""
+        raw = self._fetcher.manifest(repository, digest)
+        self._meter.count += len(raw)
+        return raw
+
+    def referrers(self, repository: str, digest: str) -> bytes | None:
+        """See `Fetcher.referrers`."""
+        raw = self._fetcher.referrers(repository, digest)
+        self._meter.count += len(raw or b"")
+        return raw
+
+    def blob(self, repository: str, digest: str, offset: int) -> Iterator[bytes]:
+        """See `Fetcher.blob`."""
+        for chunk in self._fetcher.blob(repository, digest, offset):
+            self._meter.count += len(chunk)
+            yield chunk

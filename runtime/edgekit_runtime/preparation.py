@@ -15,7 +15,7 @@ from edgekit.contracts.messages import SlotRef
 from edgekit.contracts.states import SlotState
 from edgekit.engine.ports import EngineAwayError
 from edgekit_runtime.deployment import Deployment, Environment
-from edgekit_runtime.downloads import Downloads
+from edgekit_runtime.downloads import Downloads, Meter, Metered
 from edgekit_runtime.errors import DeltaAwaitedError, UnsuitableError
 from edgekit_runtime.jobs import Done, JobRunner
 from edgekit_runtime.machine import Event
@@ -33,11 +33,17 @@ class Preparation:
         self._jobs = jobs
         self._attempts = Downloads(env.clock)
         self._ready: dict[str, Loaded] = {}
+        self._meters: dict[str, Meter] = {}
 
     @property
     def ready(self) -> frozenset[str]:
         """Contents that are loaded and passed their self-test."""
         return frozenset(self._ready)
+
+    def in_flight(self, name: str) -> int:
+        """Bytes that the download in progress has transferred."""
+        meter = self._meters.get(name)
+        return meter.count if meter else 0
 
     def waits(self) -> frozenset[str]:
         """Models whose next attempt is not due."""
@@ -82,13 +88,16 @@ class Preparation:
         if candidate is None or self._jobs.busy:
             return
         url, env = self._kept.record.config.artifacts_url, self._env
+        meter = self._meters[name] = Meter()
 
         def bundle() -> Fetched:
+            fetcher = env.fetcher(url)
+            held = [r.digest for r in (model.active, model.fallback) if r and r.image is None]
             return env.store.fetch_bundle(
-                env.fetcher(url),
+                fetcher and Metered(fetcher, meter),
                 model.repository,
                 candidate.digest,
-                held=[ref.digest for ref in (model.active, model.fallback) if ref],
+                held=held,
                 fallback=model.policy.delta_fallback,
             )
 
@@ -97,8 +106,12 @@ class Preparation:
             return Fetched(env.images.fetch(candidate, url))
 
         def finish(done: Done) -> None:
+            self._meters.pop(name, None)
             if not self._is_candidate(name, candidate, SlotState.FETCHING):
                 return
+            if done.error is not None and meter.count:  # what broke off has cost as much
+                spent = self._kept.model(name).fetched_bytes + meter.count
+                self._kept.change(name, None, fetched_bytes=spent)
             if done.error is None:
                 fetched = self._kept.model(name).fetched_bytes + done.value.transferred
                 self._kept.change(name, Event.FETCHED, fetched_bytes=fetched)

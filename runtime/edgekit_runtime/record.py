@@ -35,8 +35,8 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     failed: dict[str, Failure] = {}
     fetched_bytes: int = 0
 
-    def report(self) -> ModelReport:
-        """What the manager is told."""
+    def report(self, in_flight: int = 0) -> ModelReport:
+        """What the manager is told; ``in_flight``: bytes of the download in progress."""
         return ModelReport(
             state=self.state,
             active=self.active,
@@ -44,7 +44,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
             candidate=self.candidate,
             failed=self.failed,
             unproven=self.unproven,
-            fetched_bytes=self.fetched_bytes,
+            fetched_bytes=self.fetched_bytes + in_flight,
         )
 
     def held(self) -> tuple[SlotRef, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import msgspec
 import pytest
 from agentkit import deltas
@@ -13,6 +15,7 @@ from edgekit.contracts import digest as digests
 from edgekit.contracts.errors import BadInputError, ResourceError, UnavailableError
 from edgekit.contracts.messages import DeltaFallback
 from edgekit_runtime.disk import PosixDisk
+from edgekit_runtime.downloads import Meter, Metered
 from edgekit_runtime.errors import DeltaAwaitedError
 from edgekit_runtime.store import BlobStore
 from edgekit_runtime.verifier import DigestVerifier
@@ -104,6 +107,19 @@ def test_a_lost_connection_goes_on_with_the_patch(tmp_path, case):
     partial = [name for name in names(device) if name.endswith(".partial")]
     assert len(partial) == 1  # of the patch
     update(device, writer.root, old, new)
+
+
+def test_what_broke_off_is_counted_too(tmp_path, case):
+    writer, old, new, facts = case
+    device = holding(tmp_path / "device", writer.root, old)
+    meter, sent = Meter(), 0
+    for cut in (300, facts.transfer_bytes - 500, None):
+        fetcher = LocalFetcher(writer.root, cut=cut)
+        with nullcontext() if cut is None else pytest.raises(UnavailableError):
+            store(device).fetch_bundle(Metered(fetcher, meter), "m", new, held=[old])
+        sent += fetcher.sent
+    assert meter.count == sent
+    check(device, new)
 
 
 def test_the_rest_of_a_whole_download_is_taken_when_it_is_shorter(tmp_path, case):

@@ -25,7 +25,7 @@ class Site:
         self.manager = Manager(self.broker.port, folder)
         self.agent = AgentProcess(folder, "dev-1", self.broker.port)
 
-    def release(self, number):
+    def release(self, number, *words):
         writer = layouts.LayoutWriter(self.folder / f"v{number}")
         model = layouts.model_bytes(number, backbone=BACKBONE)
         digest = writer.add(seed=number, version=str(number), files={"model": model})
@@ -37,7 +37,7 @@ class Site:
         )
         path = self.folder / f"{name}.release.json"
         release_file.write(path, release, [writer.root])
-        done = self.command("release", "publish", str(path), "--json")
+        done = self.command("release", "publish", str(path), "--json", *words)
         return bundle, json.loads(done)
 
     def roll_out(self, number):
@@ -84,5 +84,10 @@ def test_a_device_that_holds_v1_fetches_a_delta_to_v2(tmp_path):
             assert report["fetched_bytes"] < 0.1 * second.size
             beside = report["fetched_bytes"] - made["facts"]["transfer_bytes"]
             assert 0 < beside < 1000  # the list of referrers
+            _, told = site.release(3, "--delta-from", str(tmp_path / "v1"))
+            bases = {made["facts"]["base"]: made["devices"] for made in told["deltas"]}
+            assert bases == {first.digest: None, second.digest: 1}
+            _, told = site.release(4, "--no-delta")
+            assert told["deltas"] == []
         finally:
             site.agent.kill()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -85,14 +86,17 @@ def test_a_device_installs_itself_and_joins(tmp_path, site, runtimes):
     )
     assert sums.returncode == 0
     unit = (root / "etc/systemd/system/edgekit-agent.service").read_text()
-    assert f"ExecStart={BASE_PYTHON} {root}/var/lib/edgekit/runtimes/current/agent.py run" in unit
-    agent = [str(root / "usr/local/bin/edgekit-agent"), "run", "--config"]
-    agent.append(str(root / "etc/edgekit/agent.toml"))
+    (start,) = (line for line in unit.splitlines() if line.startswith("ExecStart="))
+    program = shlex.split(start.removeprefix("ExecStart="))  # what systemd would run
+    assert program[0] == str(BASE_PYTHON)
     with (tmp_path / "log").open("wb") as log:
-        child = subprocess.Popen(agent, env={"PATH": os.defpath}, stdout=log, stderr=log)
+        child = subprocess.Popen(program, env={"PATH": os.defpath}, stdout=log, stderr=log)
     try:
         found = wait_for(lambda: manager.get("/devices"), "the device", timeout_s=60)
         assert (found[0]["device"], found[0]["labels"]) == ("dev-1", {"site": "north"})
+        version = [str(root / "usr/local/bin/edgekit-agent"), "--version"]
+        told = subprocess.run(version, env={"PATH": os.defpath}, capture_output=True, check=False)
+        assert told.stdout.startswith(b"edgekit-agent ")
     finally:
         child.terminate()
         assert child.wait(30) == 0

@@ -2,7 +2,7 @@
 
 Run through ``install.sh``. Steps, each harmless to repeat: learn the settings, lay out the runtime,
 write ``etc/edgekit/agent.toml`` unless it is there, point ``runtimes/current`` at the runtime, and
-write the launcher and the systemd unit. A device that was installed before keeps its name and
+write supervisor, launcher and systemd unit. A device that was installed before keeps its name and
 settings and gets the runtime. Everything lies under ``--root``; only with ``/`` and as root is it
 started.
 """
@@ -244,25 +244,42 @@ def place(told: dict[str, Any], read: tuple[bootstrap.Read, bootstrap.Read], opt
         write(config, settings(told, options.device, options.label, root))
         _say(f"wrote {config}")
     point(runtimes, told["digest"])
+    supervisor = _supervisor(folder, Path(root + "/usr/local/lib/edgekit"))
     launcher = f'#!/bin/sh\nexec {sys.executable} {runtimes}/current/agent.py "$@"\n'
     write(Path(root + "/usr/local/bin/edgekit-agent"), launcher, 0o755)
     unit = resources.files("edgekit.contracts.device").joinpath(UNIT).read_text()
-    unit = unit.replace("@PYTHON@", sys.executable).replace("@ROOT@", root)
+    for mark, value in (("PYTHON", sys.executable), ("ROOT", root), ("SUPERVISOR", supervisor)):
+        unit = unit.replace(f"@{mark}@", str(value))
     write(Path(f"{root}/etc/systemd/system/{UNIT}"), unit)
     if not root and os.geteuid() == 0 and not options.no_start and shutil.which("systemctl"):
         _start()
     else:
-        _say(f"start it: {root}/usr/local/bin/edgekit-agent run --config {config}")
+        state = f"{root}/var/lib/edgekit"
+        _say(f"start it: {sys.executable} -I -S {supervisor} {state} run --config {config}")
+
+
+def _supervisor(folder: Path, library: Path) -> Path:
+    """Copy the supervisor out of a runtime: it outlives every runtime it starts.
+
+    Raises:
+        JoinError: the runtime has none.
+    """
+    package = folder / "site" / "edgekit_runtime"
+    sources = [package / "__init__.py", *sorted((package / "supervisor").glob("*.py"))]
+    if not (package / "supervisor" / "__main__.py").is_file():
+        raise JoinError(f"{folder} holds no supervisor", "publish a newer runtime")
+    for source in sources:
+        target = library / "edgekit_runtime" / source.relative_to(package)
+        write(target, source.read_text())
+    return library / "edgekit_runtime" / "supervisor" / "__main__.py"
 
 
 def _start() -> None:
     """Make the user the agent runs as, hand it its state, enable and start the unit."""
     commands = [
-        [
-            "chown",
-            "edgekit:",
-            "/var/lib/edgekit",
-        ],  # runtimes stay root's: code is not its to change
+        # Runtimes too: the agent lays out the next one, and clears away those nothing needs.
+        ["chown", "edgekit:", "/var/lib/edgekit"],
+        ["chown", "-R", "edgekit:", "/var/lib/edgekit/runtimes"],
         ["systemctl", "daemon-reload"],
         ["systemctl", "enable", "--now", UNIT],
         ["systemctl", "restart", UNIT],
