@@ -45,8 +45,10 @@ def run(app: typer.Typer) -> None:
 
 def _run(app: typer.Typer) -> int:
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
         sys.stdout.flush()
+        if isinstance(code, int):  # of a `typer.Exit`: click returns it instead of raising it
+            return code
     except click.exceptions.Exit as exc:
         return exc.exit_code
     except (KeyboardInterrupt, click.exceptions.Abort):

@@ -12,11 +12,15 @@ from edgekit.contracts.errors import EdgekitError
 from edgekit.contracts.messages import SlotRef
 from edgekit.contracts.oci import LayoutReader
 from edgekit.contracts.states import SlotState
+from edgekit_runtime import runtime_record
 from edgekit_runtime.config import AgentConfig
 from edgekit_runtime.deployment import NAME as RECORD
 from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
+from edgekit_runtime.runtime_record import RuntimeRecord
 from edgekit_runtime.twocopy import TwoCopy
+
+RUNTIME = "(runtime)"
 
 
 class Role(str, Enum):
@@ -49,11 +53,27 @@ def read(config: AgentConfig) -> list[Slot]:
     state, disk = config.device.state_dir, PosixDisk()
     record = TwoCopy(disk, state, RECORD, DeploymentRecord).peek().value or DeploymentRecord()
     blobs = LayoutReader(state)
-    return [
+    found = [
         slot
         for name, model in sorted(record.models.items())
         for slot in _of_model(name, model, blobs)
     ]
+    runtimes = runtime_record.read(disk, state)
+    return found if runtimes is None else [*found, *_of_runtime(runtimes)]
+
+
+def _of_runtime(record: RuntimeRecord) -> Iterator[Slot]:
+    """The agent's own versions; there is no model of this name (names have no brackets)."""
+    proven = record.confirmed or not record.fallback
+    why = "the agent that runs" if proven else "on trial: goes back by itself"
+    tries = None if proven else record.tries
+    yield Slot(model=RUNTIME, role=Role.ACTIVE, digest=record.active, tries=tries, why=why)
+    if record.fallback:
+        why = "runs again, without any network, when the active one does not work"
+        yield Slot(model=RUNTIME, role=Role.FALLBACK, digest=record.fallback, why=why)
+    for digest, failure in sorted(record.failed.items(), key=lambda item: item[1].at):
+        why = f"{failure.reason} (failed {failure.attempts} times here)"
+        yield Slot(model=RUNTIME, role=Role.QUARANTINE, digest=digest, at=failure.at, why=why)
 
 
 def _of_model(name: str, model: ModelRecord, blobs: LayoutReader) -> Iterator[Slot]:

@@ -62,12 +62,18 @@ _Names = dict[str, "_File | None"]  # of one folder; None is a folder
 
 
 class CrashFolder:
-    """Follows the changes of a trace; begins with what ``root`` holds (nothing by default)."""
+    """Follows the changes of a trace; begins with nothing."""
 
     def __init__(self, root: str) -> None:
         self._root = root
         self._now: dict[str, _Names] = {root: {}}
         self._safe: dict[str, _Names] = {root: {}}
+
+    def begin(self, files: dict[str, bytes]) -> None:
+        """What lies in the folder itself, durable, before the first change."""
+        for name, content in files.items():
+            self._now[self._root][name] = _File(bytearray(content), bytearray(content))
+        self._safe[self._root] = dict(self._now[self._root])
 
     def apply(self, change: Change) -> bool:
         """Follow one change; whether it can make a difference after a cut."""

@@ -53,6 +53,7 @@ class Trace:
     """State of the reading."""
 
     root: str
+    ignored: tuple[str, ...] = ()  # beginnings of names below the root
     changes: list[Change] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     _inside: dict[str, list[str]] = field(default_factory=dict)  # thread -> open calls of the port
@@ -60,6 +61,8 @@ class Trace:
     _maps: dict[int, tuple[int, str, int]] = field(default_factory=dict)  # address -> file
 
     def under(self, path: str) -> bool:
+        if any(path.startswith(f"{self.root}/{name}") for name in self.ignored):
+            return False
         return path == self.root or path.startswith(self.root + "/")
 
     def add(self, thread: str, kind: str, path: str, **values) -> None:
@@ -192,9 +195,18 @@ def strace(log: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def read(lines: Iterable[str], root: Path) -> list[Change]:
-    """The changes below ``root``, in the order in which they took effect."""
-    trace = Trace(str(root))
+def read(
+    lines: Iterable[str],
+    root: Path,
+    *,
+    sizes: dict[str, int] | None = None,
+    ignored: tuple[str, ...] = (),
+) -> list[Change]:
+    """The changes below ``root``, in the order in which they took effect.
+
+    ``sizes`` are those of files that were there before; ``ignored`` are beginnings of names.
+    """
+    trace = Trace(str(root), ignored, sizes=dict(sizes or {}))
     for thread, name, args, result in _calls(lines):
         trace.take(thread, name, args, result)
     return trace.changes

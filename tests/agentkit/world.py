@@ -43,7 +43,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_for(condition, *, timeout_s: float = 30.0, what: str = "condition"):
+def wait_for(condition, *, timeout_s: float = 60.0, what: str = "condition"):
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         found = condition()

@@ -97,6 +97,8 @@ def test_the_agent_updates_itself_and_loses_nothing(world, device, writer):
     assert found["fallback"] == device.first
     assert (device.state / "runtimes/current").resolve().name == new[7:]
     wait_for(lambda: device.infer("after")[0] == 200, what="serves again")
+    assert "ended for the runtime it asked for" in device.log.read_text()
+    assert "ended with exit code" not in device.log.read_text()
     _told(world, "on trial")
     wait_for(lambda: world.manager.counted > before, what="counted")
     wait_for(lambda: world.manager.counted >= answered + 1, what="all counted")
@@ -140,6 +142,16 @@ def test_a_runtime_that_cannot_serve_what_is_deployed_is_not_tried(world, device
     assert "needs onnxruntime" in _reported(world)["failed"][old]["reason"]
     assert _reported(world)["active"] == before
     assert device.infer(None)[0] == 200
+
+
+def test_the_commands_know_the_runtimes(device):
+    done = device.cli("slots")
+    assert done.returncode == 0, done.stderr
+    assert "(runtime)  active" in done.stdout
+    assert "did not report within 2 s" in done.stdout
+    text = device.cli("doctor").stdout
+    assert "ok    runtime: " in text
+    assert "quarantine: runtime " in text
 
 
 def test_a_stop_of_the_supervisor_is_an_orderly_stop_of_the_agent(device):

@@ -277,11 +277,9 @@ def _supervisor(folder: Path, library: Path) -> Path:
 def _start() -> None:
     """Make the user the agent runs as, hand it its state, enable and start the unit."""
     commands = [
-        [
-            "chown",
-            "edgekit:",
-            "/var/lib/edgekit",
-        ],  # runtimes stay root's: code is not its to change
+        # Runtimes too: the agent lays out the next one, and clears away those nothing needs.
+        ["chown", "edgekit:", "/var/lib/edgekit"],
+        ["chown", "-R", "edgekit:", "/var/lib/edgekit/runtimes"],
         ["systemctl", "daemon-reload"],
         ["systemctl", "enable", "--now", UNIT],
         ["systemctl", "restart", UNIT],

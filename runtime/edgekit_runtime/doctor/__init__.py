@@ -27,6 +27,7 @@ def run(config: AgentConfig) -> Iterator[Check]:
     yield from deployed.engines(held)
     yield deployed.targets(config, held)
     yield from deployed.models(held)
+    yield from deployed.runtimes(state)
     yield deployed.endings(held)
     yield deployed.spool(held, config.spool.bytes_max)
     yield service.broker(config)

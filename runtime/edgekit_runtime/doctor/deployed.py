@@ -6,13 +6,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from edgekit.contracts import digest as digests
 from edgekit.contracts.errors import EdgekitError
 from edgekit.contracts.states import SlotState
-from edgekit_runtime import bundles, machine_facts, profile
+from edgekit_runtime import bundles, machine_facts, profile, runtime_record
 from edgekit_runtime import engines as installed_engines
 from edgekit_runtime.config import AgentConfig
+from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.doctor.check import Check, fail, ok, warn
 from edgekit_runtime.doctor.held import Held
 
@@ -106,6 +108,23 @@ def _intact(name: str, digest: str, held: Held) -> Check:
         mend = "restart the agent: it falls back or fetches it again"
         return fail("model", f"{name}: {exc.message}", mend)
     return ok("model", f"{name}: version {version}, every file intact")
+
+
+def runtimes(state: Path) -> Iterator[Check]:
+    """Which runtime runs, and which did not work here?"""
+    try:
+        record = runtime_record.read(PosixDisk(), state)
+    except EdgekitError as exc:
+        yield fail("runtime", exc.message, "let the agent's user read its state folder")
+        return
+    if record is None:
+        yield ok("runtime", "no supervisor: the agent is updated by whoever installed it")
+        return
+    how = "proven" if record.confirmed else f"on trial, {record.tries} tries left"
+    yield ok("runtime", f"{digests.short(record.active)}, {how}")
+    for digest, failure in sorted(record.failed.items(), key=lambda item: item[1].at):
+        mend = "release a better runtime; to try this one again publish a new retry token"
+        yield warn("quarantine", f"runtime {digests.short(digest)}: {failure.reason}", mend)
 
 
 def endings(held: Held) -> Check:
