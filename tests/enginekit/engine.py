@@ -29,12 +29,12 @@ class Engine:
     def __init__(self, folder: Path) -> None:
         if shutil.which("dockerd") is None:
             raise AssertionError("dockerd is not on PATH: apt-get install docker.io")
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         self.folder, self.url = folder, f"unix://{folder}/docker.sock"
         self.api = DockerEngine(self.url)
         self._process: subprocess.Popen[bytes] | None = None
         self._below: subprocess.Popen[bytes] | None = None
-        shutil.rmtree(folder / "exec", ignore_errors=True)
 
     def start(self) -> None:
         if self._below is None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from agentkit.layouts import LayoutWriter
-from packagekit import roots
+from packagekit import bases, roots
 
 from edgekit.contracts.oci import Index, LayoutReader
 
@@ -74,6 +74,34 @@ def test_a_new_model_ships_one_layer(place, built):
     found = json.loads(done.stdout)[0]["layers"]
     changed = {name for name, facts in found.items() if facts != built[0]["layers"][name]}
     assert changed == {"model"}
+
+
+def test_an_image_on_a_base_from_a_layout_keeps_its_layers(place, built):
+    bases.write(place / "base", index=True)
+    given = ["--wheels", "wheels", "--cache", "cache-one", "--out", "four", "--json"]
+    done = image(place, "build", "bundles", "-t", "rpi5", "--base", "base@base", *given)
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)
+    layout, below = LayoutReader(place / "four"), LayoutReader(place / "base")
+    manifest = layout.manifest(found["digest"])
+    (entry,) = below.manifest_or_index(below.resolve()).manifests
+    assert manifest.layers[:2] == below.manifest(entry.digest).layers
+    assert len(manifest.layers) == 5
+    config = json.loads(layout.read_blob(manifest.config.digest, bytes_max=100_000))
+    assert "PATH=/opt/cuda/bin:/usr/bin:/bin" in config["config"]["Env"]
+    assert "NVIDIA_VISIBLE_DEVICES=all" in config["config"]["Env"]
+    assert len(config["rootfs"]["diff_ids"]) == 5
+    assert manifest.annotations["org.opencontainers.image.base.digest"] == entry.digest
+    cases = [
+        (["--base", "base@base", "--base-rootfs", "arm64.tar"], 2, "not both"),
+        ([], 2, "rpi5: its profile names no base"),
+        (["--base", "127.0.0.1:1/base@sha256:" + "0" * 64], 5, "not reachable"),
+        (["--base", "base@none"], 3, "no manifest none"),
+    ]
+    for words, code, text in cases:
+        done = image(place, "build", "bundles", "-t", "rpi5", *words, *given[:4], "--out", "bad")
+        assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+    assert not (place / "bad").exists()
 
 
 def test_an_image_is_saved_for_docker_load(place, built):
