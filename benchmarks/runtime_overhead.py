@@ -25,12 +25,12 @@ from device import (
 from harness import Row, write
 
 from edgekit.contracts.oci import LayoutReader
-from edgekit_runtime import bundles, predictor, session
+from edgekit_runtime import bundles, predictor
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.counting import Counting
 from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.monitors.windows import labels_for
-from edgekit_runtime.serving import Live, Serving
+from edgekit_runtime.session import Place, Session
 from edgekit_runtime.spool import Spool
 
 CALLS = int(os.environ.get("EDGEKIT_BENCH_CALLS", "4000"))
@@ -44,8 +44,8 @@ def _measure(
     disk, clock = PosixDisk(), SystemClock()
     counting = Counting(disk, folder / "regions", clock, Spool.open(disk, folder / "spool", clock))
     region = counting.begin(labels_for(MODEL, ref, "a", loaded.contract))
-    serving = Serving(MODEL, counting.journal(MODEL), clock)
-    serving.switch(Live(loaded, region, ref, "a"))
+    place = Place.of(ref.version, "a", counting.shelf(MODEL).lend(region))
+    session = Session(loaded, place, clock)
     feed = {"x": np.random.default_rng(2).uniform(-1, 1, shape).astype(np.float32)}
     bare, ours = [], []
     names, engine = loaded.model.output_names, loaded.model.session
@@ -53,7 +53,7 @@ def _measure(
         begun = time.perf_counter_ns()
         engine.run(names, feed)
         middle = time.perf_counter_ns()
-        session.infer(serving, feed, request_id=f"r-{number}")
+        session.infer(feed, request_id=f"r-{number}")
         end = time.perf_counter_ns()
         if number % 2000 == 1999:
             counting.drain()

@@ -21,7 +21,7 @@ from edgekit.contracts.limits import FRAME_BYTES_MAX
 
 EXTRAS = {
     "build": ("numpy", "onnx", "onnxruntime", "httpx"),
-    "runtime": ("numpy", "onnxruntime", "paho-mqtt", "uvicorn", "httptools"),
+    "runtime": ("numpy", "onnxruntime", "paho-mqtt"),
     "fleet": ("paho-mqtt", "sqlalchemy", "fastapi", "uvicorn", "httpx"),
 }
 FREE_BYTES_MIN = 1024**3

@@ -1,4 +1,4 @@
-"""The agent: one control thread that owns record, spool and link; one event loop that serves.
+"""The agent: one control thread that owns record, spool and link; the front's thread serves.
 
 Messages and finished jobs only wake the control thread; it then re-reads what is. A failing disk or
 broker never stops inference.
@@ -95,10 +95,11 @@ class Agent:
         self._thread.join()
         self._parts.link.stop()
 
-    def answered(self) -> None:
-        """An inference was answered (called from the event loop)."""
-        if self._first_inference_s is None:
-            self._first_inference_s = process_facts.age_s()
+    def answered(self, ago_s: float) -> None:
+        """The first inference was answered so long ago (called from the front's thread)."""
+        age_s = process_facts.age_s()
+        if self._first_inference_s is None and age_s is not None:
+            self._first_inference_s = age_s - ago_s
             self._parts.wake.set()
 
     # --- called by the link's thread -----------------------------------------------------------

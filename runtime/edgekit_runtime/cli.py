@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
@@ -58,14 +57,13 @@ def run(config: ConfigOption) -> None:
         level=logging.INFO,
         format=f"%(asctime)s %(levelname).1s {loaded.device.id} %(name)s: %(message)s",
     )
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # a line a bad request fills disks
     wiring.detect_profile(loaded)  # a wrong configuration fails before anything is touched
     wiring.prepare_state(loaded.device.state_dir)
     lock = StateLock(loaded.device.state_dir)
     sockets = server.bind(loaded)
     try:
         built = wiring.build(loaded)
-        asyncio.run(server.serve(built, loaded.serve, sockets))
+        server.serve(built, sockets)
     finally:
         loaded.socket_path.unlink(missing_ok=True)
         lock.release()

@@ -13,11 +13,11 @@ from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.frames import Lane
 from edgekit.contracts.messages import Window
 from edgekit_runtime.guard import Flags
-from edgekit_runtime.journal import Journal
 from edgekit_runtime.monitors import windows
 from edgekit_runtime.planner import Trial
 from edgekit_runtime.ports import Clock, Disk
 from edgekit_runtime.region import CAPACITY, Kind, Labels, Region
+from edgekit_runtime.shelf import Shelf
 from edgekit_runtime.spool import Spool
 
 _SUFFIX = ".rgn"
@@ -44,10 +44,10 @@ class TrialCounter:
 
     def read(self, now: float) -> Trial:
         """Figures up to now (monotonic seconds)."""
-        head = self.region.head
+        head = self.region.settled()
         first = max(self._position, head - CAPACITY)
         found = self.region.records(first, head)[self.region.intact(first, head)]
-        self._position = head
+        self._position = max(self._position, head)
         kinds, flags = found["kind"], found["flags"]
         errors = int((kinds == Kind.ERROR).sum())
         predictions = kinds == Kind.PREDICTION
@@ -66,15 +66,15 @@ class Counting:
         self._root = root
         self._clock = clock
         self._spool = spool
-        self._journals: dict[str, Journal] = {}
+        self._shelves: dict[str, Shelf] = {}
         self._current: dict[str, Region] = {}
         self.notes: list[str] = []
         disk.make_dir(root)
         self._open_all()
 
-    def journal(self, model: str) -> Journal:
-        """The journal of ``model``; made on first use."""
-        return self._journals.setdefault(model, Journal())
+    def shelf(self, model: str) -> Shelf:
+        """The regions of ``model``; made on first use."""
+        return self._shelves.setdefault(model, Shelf())
 
     def begin(self, labels: Labels) -> Region:
         """The region that counts under ``labels`` from now on: the one there is, or a new one.
@@ -82,15 +82,15 @@ class Counting:
         Raises:
             ResourceError: the disk is full.
         """
-        journal = self.journal(labels.model)
-        for region in journal.regions():
+        shelf = self.shelf(labels.model)
+        for region in shelf.regions():
             if region.labels == labels:
                 self._current[labels.model] = region
                 return region
         numbers = [int(name.removesuffix(_SUFFIX)) for name in self._names()]
         path = self._root / f"{max(numbers, default=0) + 1:08d}{_SUFFIX}"
         region = Region.create(self._disk, path, labels)
-        journal.add(region)
+        shelf.add(region)
         self._current[labels.model] = region
         return region
 
@@ -120,8 +120,8 @@ class Counting:
 
     def retire(self) -> None:
         """Remove drained regions that nothing refers to any more."""
-        for model, journal in self._journals.items():
-            gone = journal.retire(self._current.get(model))
+        for model, shelf in self._shelves.items():
+            gone = shelf.retire(self._current.get(model))
             if not gone:
                 continue
             cursor = self._spool.cursor
@@ -136,8 +136,8 @@ class Counting:
             self._disk.sync_dir(self._root)
 
     def _regions(self) -> Iterator[Region]:
-        for journal in self._journals.values():
-            yield from journal.regions()
+        for shelf in self._shelves.values():
+            yield from shelf.regions()
 
     def _names(self) -> list[str]:
         names = self._disk.names(self._root)
@@ -153,7 +153,7 @@ class Counting:
                 region.close()
                 self._disk.unlink(path)
                 continue
-            self.journal(region.labels.model).add(region)
+            self.shelf(region.labels.model).add(region)
 
     def _open(self, path: Path) -> Region | None:
         try:
@@ -178,7 +178,7 @@ class Counting:
     def _drain_region(self, region: Region) -> int:
         found: list[Window] = []
         now, quality = self._clock.wall(), self._clock.quality()
-        first, last = region.tail, region.head
+        first, last = region.tail, region.settled()
         if last > first:
             found.append(
                 windows.aggregate(

@@ -17,6 +17,7 @@ from edgekit_runtime.counting import Counting
 from edgekit_runtime.machine import Event, next_state
 from edgekit_runtime.ports import Clock, Disk, Fetcher, Host, Images
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
+from edgekit_runtime.serving import Serving
 from edgekit_runtime.store import BlobStore
 from edgekit_runtime.twocopy import TwoCopy
 
@@ -48,6 +49,7 @@ class Environment:
     fetcher: Callable[[str | None], Fetcher | None]  # from an artifacts_url
     emit: Callable[[Record], None]  # audit records go to the spool
     wake: Callable[[], None]
+    serving_changed: Callable[[Serving], None]  # what is to serve; called by the control thread
     images: Images | None = None  # this device has a container engine
 
 

@@ -35,9 +35,10 @@ class Hosted:
         """The serving side of ``name``; made on first use."""
         serving = self.servings.get(name)
         if serving is None:
-            serving = Serving(name, self._env.counting.journal(name), self._env.clock)
+            serving = Serving(name, self._env.counting.shelf(name), self._env.serving_changed)
             # Readers on other threads see either the old or the new dictionary.
             self.servings = {**self.servings, name: serving}
+            self._env.serving_changed(serving)  # known, if not served yet
         return serving
 
     def loaded(self) -> dict[str, str]:

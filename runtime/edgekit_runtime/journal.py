@@ -1,4 +1,4 @@
-"""Counters of one model: its current region, older ones still to be drained, and request ids.
+"""Where one model's inferences are counted, and which request ids were: the counting host's side.
 
 A request id is counted once: an id still found in any of the model's rings is answered again but
 not counted again, also after a restart (the look-up is rebuilt from the rings). Labels that arrive
@@ -15,8 +15,6 @@ import numpy as np
 
 from edgekit.contracts.errors import ResourceError
 from edgekit_runtime.region import CAPACITY, CORRECT, Kind, Region
-
-OLD_REGIONS_MAX = 4  # drained regions kept for re-sent ids and late labels; each is 148 KiB
 
 
 def hash_id(request_id: str | None) -> int:
@@ -66,7 +64,7 @@ class _Book:
 
 
 class Journal:
-    """All regions of one model. Thread-safe."""
+    """The regions one host counts in or looks request ids up in. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -77,11 +75,6 @@ class Journal:
         with self._lock:
             self._books.append(_Book(region))
 
-    def regions(self) -> list[Region]:
-        """Oldest first."""
-        with self._lock:
-            return [book.region for book in self._books]
-
     def record(self, region: Region, kind: Kind, request: int, **values: float) -> bool:
         """Commit an inference or a rejection to ``region``; ``request`` is `hash_id` of its id.
 
@@ -91,9 +84,7 @@ class Journal:
         with self._lock:
             if request and any(request in book.counted for book in self._books):
                 return False
-            # A region retired under a very slow inference: count it under the newest one.
-            newest = self._books[-1]
-            book = next((book for book in self._books if book.region is region), newest)
+            book = next(book for book in self._books if book.region is region)
             book.append(kind, request, **values)
             return True
 
@@ -126,16 +117,7 @@ class Journal:
                 return right
         return None
 
-    def retire(self, keep: Region | None) -> list[Region]:
-        """Drop and return drained regions beyond the newest few; never ``keep``."""
-        with self._lock:
-            idle = [
-                book
-                for book in self._books
-                if book.region is not keep
-                and book.region.head == book.region.tail
-                and book.region.overflow[0] == book.region.overflow[1]
-            ]
-            gone = idle[: max(0, len(idle) - OLD_REGIONS_MAX)]
-            self._books = [book for book in self._books if book not in gone]
-            return [book.region for book in gone]
+    def close(self) -> None:
+        """Unmap every region."""
+        for book in self._books:
+            book.region.close()

@@ -7,95 +7,109 @@ client's text: the number of series stays bounded.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from edgekit_runtime import process_facts
-from edgekit_runtime.region import Kind
-from edgekit_runtime.serving import Observation, Serving
-from edgekit_runtime.worker_model import WorkerModel
+from edgekit_runtime.board import EDGES_S, OUTCOMES, Board
+from edgekit_runtime.lane import Lane
+from edgekit_runtime.serving import Live
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SERIES_MAX = 64  # bundles whose figures are kept; a device sees a few a month
-# Seconds. From a small model on a fast core to a large one on a slow board.
-EDGES_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
-_OUTCOMES = {Kind.PREDICTION: "answered", Kind.ERROR: "error", Kind.REJECTED: "rejected"}
 Series = tuple[str, str, str]  # model, version, slot
 
 
 @dataclass
 class _Tally:
-    outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_OUTCOMES.values(), 0))
+    outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES.values(), 0))
     buckets: list[int] = field(default_factory=lambda: [0] * (len(EDGES_S) + 1))
     seconds: float = 0.0
 
+    def plus(self, board: Board) -> _Tally:
+        return _Tally(
+            {name: count + self.outcomes[name] for name, count in board.outcomes.items()},
+            [a + b for a, b in zip(self.buckets, board.buckets, strict=True)],
+            self.seconds + board.latency_s,
+        )
+
 
 class Metrics:
-    """Belongs to the event loop."""
+    """Belongs to the front's thread."""
 
     def __init__(self) -> None:
-        self._tallies: dict[Series, _Tally] = {}
+        self._past: dict[Series, _Tally] = {}  # of workers that have ended
         self._refused: dict[int, int] = {}
 
-    def observe(self, series: Series, seen: Observation) -> None:
-        """One request was answered."""
-        tally = self._tallies.get(series)
-        if tally is None:
-            if len(self._tallies) >= SERIES_MAX:
-                self._tallies.pop(next(iter(self._tallies)))
-            tally = self._tallies[series] = _Tally()
-        if seen.kind in _OUTCOMES:
-            tally.outcomes[_OUTCOMES[seen.kind]] += 1
-        if seen.kind is Kind.PREDICTION:
-            seconds = seen.latency_us / 1e6
-            tally.buckets[bisect_left(EDGES_S, seconds)] += 1
-            tally.seconds += seconds
+    def fold(self, live: Live, board: Board) -> None:
+        """A worker serves no more: keep its figures."""
+        series = _series(live)
+        if series not in self._past and len(self._past) >= SERIES_MAX:
+            self._past.pop(next(iter(self._past)))
+        self._past[series] = self._past.get(series, _Tally()).plus(board)
+        for status, count in board.refusals.items():
+            self._refused[status] = self._refused.get(status, 0) + count
 
     def refuse(self, status: int) -> None:
         """One request got an error status."""
         self._refused[status] = self._refused.get(status, 0) + 1
 
-    def render(self, servings: Mapping[str, Serving], in_flight: int) -> bytes:
+    def render(self, lanes: Mapping[str, Lane]) -> bytes:
         """The whole page."""
-        lines = [*self._inferences(), *self._durations()]
+        tallies, refused, in_flight = dict(self._past), dict(self._refused), 0
+        for lane in lanes.values():
+            if lane.worker is None or lane.live is None:
+                continue
+            series, board = _series(lane.live), lane.worker.board
+            tallies[series] = tallies.get(series, _Tally()).plus(board)
+            in_flight += board.in_flight
+            for status, count in board.refusals.items():
+                refused[status] = refused.get(status, 0) + count
+        lines = [*_inferences(tallies), *_durations(tallies)]
         lines += _metric("edgekit_http_refused_total", "counter", "Requests refused, by status.")
         lines += [
             f'edgekit_http_refused_total{{status="{status}"}} {count}'
-            for status, count in sorted(self._refused.items())
+            for status, count in sorted(refused.items())
+            if count
         ]
         lines += _metric("edgekit_requests_in_flight", "gauge", "Requests not answered yet.")
         lines.append(f"edgekit_requests_in_flight {in_flight}")
-        lines += _serving(servings)
+        lines += _serving(lanes)
         return ("\n".join(lines) + "\n").encode()
 
-    def _inferences(self) -> Iterable[str]:
-        yield from _metric("edgekit_inferences_total", "counter", "Inferences, by outcome.")
-        for series, tally in self._tallies.items():
-            for outcome, count in tally.outcomes.items():
-                yield f'edgekit_inferences_total{{{_labels(series)},outcome="{outcome}"}} {count}'
 
-    def _durations(self) -> Iterable[str]:
-        name = "edgekit_inference_duration_seconds"
-        yield from _metric(name, "histogram", "Guard, preprocessing and engine.")
-        for series, tally in self._tallies.items():
-            labels, total = _labels(series), 0
-            for edge, count in zip((*EDGES_S, "+Inf"), tally.buckets, strict=True):
-                total += count
-                yield f'{name}_bucket{{{labels},le="{edge}"}} {total}'
-            yield f"{name}_sum{{{labels}}} {tally.seconds:.6f}"
-            yield f"{name}_count{{{labels}}} {total}"
+def _series(live: Live) -> Series:
+    return live.loaded.manifest.model, live.ref.version, live.slot
 
 
-def _serving(servings: Mapping[str, Serving]) -> Iterable[str]:
+def _inferences(tallies: Mapping[Series, _Tally]) -> Iterable[str]:
+    yield from _metric("edgekit_inferences_total", "counter", "Inferences, by outcome.")
+    for series, tally in tallies.items():
+        for outcome, count in tally.outcomes.items():
+            yield f'edgekit_inferences_total{{{_labels(series)},outcome="{outcome}"}} {count}'
+
+
+def _durations(tallies: Mapping[Series, _Tally]) -> Iterable[str]:
+    name = "edgekit_inference_duration_seconds"
+    yield from _metric(name, "histogram", "Guard, preprocessing and engine.")
+    for series, tally in tallies.items():
+        labels, total = _labels(series), 0
+        for edge, count in zip((*EDGES_S, "+Inf"), tally.buckets, strict=True):
+            total += count
+            yield f'{name}_bucket{{{labels},le="{edge}"}} {total}'
+        yield f"{name}_sum{{{labels}}} {tally.seconds:.6f}"
+        yield f"{name}_count{{{labels}}} {total}"
+
+
+def _serving(lanes: Mapping[str, Lane]) -> Iterable[str]:
     yield from _metric("edgekit_model_ready", "gauge", "Whether the model serves.")
     sizes = [("agent", process_facts.rss_bytes())]
-    for name, serving in sorted(servings.items()):
-        live = serving.live
+    for name, lane in sorted(lanes.items()):
+        live = lane.serving.live
         labels = _labels((name, live.ref.version if live else "", live.slot if live else ""))
         yield f"edgekit_model_ready{{{labels}}} {int(live is not None)}"
-        if live is not None and isinstance(live.loaded, WorkerModel):
-            sizes.append((name, process_facts.rss_bytes(live.loaded.pid)))
+        if lane.worker is not None:
+            sizes.append((name, process_facts.rss_bytes(lane.worker.pid)))
     yield from _metric("edgekit_process_resident_bytes", "gauge", "Memory of agent and workers.")
     for name, size in sizes:
         if size is not None:

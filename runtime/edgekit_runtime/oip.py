@@ -8,7 +8,7 @@ JSON part comes first, its length in a header of its own, then the tensors' byte
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -25,10 +25,6 @@ REQUEST_ID_MAX = 256
 ALL_JSON = -1  # length of the JSON part of a body without binary tensors
 BINARY_EXTENSION = "binary_tensor_data"
 EXTENSIONS = (BINARY_EXTENSION, "edgekit_contract", "edgekit_feedback")
-# Whether a request id was counted before is known only when its answer is rendered: a place of
-# fixed width is left for it at a fixed position.
-_COUNTED = b'{"parameters":{"counted":true '
-_REPEATED = b'{"parameters":{"counted":false'
 _DTYPES = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64",
     "INT8": "int8", "INT16": "int16", "INT32": "int32", "INT64": "int64",
@@ -36,6 +32,7 @@ _DTYPES = {
 }  # fmt: skip
 _DIMS_MAX = 32  # of numpy before version 2
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES_OF = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}  # str(dtype) takes 10 us
 
 
 class Tensor(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +68,14 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True):
     label: int | str
 
 
+class Route(NamedTuple):
+    """Where a path of a model leads; ``version`` None: whichever serves."""
+
+    model: str
+    version: str | None
+    action: str
+
+
 class Label(NamedTuple):
     """What an answer says about who answered."""
 
@@ -79,8 +84,21 @@ class Label(NamedTuple):
     slot: str
 
 
+def route(path: str) -> Route | None:
+    """What a path below ``/v2/models/`` asks for; None for every other path."""
+    parts = [part for part in path.split("/") if part]
+    if parts[:2] != ["v2", "models"] or len(parts) < 3:
+        return None
+    name, rest, version = parts[2], parts[3:], None
+    if len(rest) >= 2 and rest[0] == "versions":
+        version, rest = rest[1], rest[2:]
+    if len(rest) > 1:
+        return None
+    return Route(name, version, rest[0] if rest else "metadata")
+
+
 def parse_infer(
-    raw: bytes, bytes_max: int, json_length: int = ALL_JSON
+    raw: bytes | bytearray, bytes_max: int, json_length: int = ALL_JSON
 ) -> tuple[InferRequest, dict[str, Array]]:
     """The request in ``raw`` and its input arrays.
 
@@ -164,45 +182,47 @@ def _from_json(tensor: Tensor) -> Array:
 _FROM = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}
 
 
-def answer(
-    label: Label, outputs: Mapping[str, Array], flags: int, request: InferRequest
-) -> tuple[int, bytes]:
-    """Length of the JSON part (`ALL_JSON` without binary tensors) and the body of the answer.
+def check_outputs(request: InferRequest, names: Sequence[str]) -> None:
+    """Raises `BadInputError` when an output is asked for that is not one of ``names``."""
+    for output in request.outputs:
+        if output.name not in names:
+            raise BadInputError(
+                f"output {output.name[:80]!r} is not one of the model's: {', '.join(names)}"
+            )
 
-    Raises:
-        BadInputError: an output was asked for that the model does not have.
-    """
+
+def answer(
+    label: Label,
+    outputs: Mapping[str, Array],
+    flags: int,
+    request: InferRequest,
+    *,
+    counted: bool,
+) -> tuple[int, bytes]:
+    """Length of the JSON part (`ALL_JSON` without binary tensors) and the body of the answer."""
     binary = request.parameters.get("binary_data_output") is True
     wanted = {
         output.name: output.parameters.get("binary_data", binary) is True
         for output in request.outputs
     } or dict.fromkeys(outputs, binary)
-    for name in wanted:
-        if name not in outputs:
-            raise BadInputError(
-                f"output {name[:80]!r} is not one of the model's: {', '.join(outputs)}"
-            )
     tensors: list[dict[str, Any]] = []
     chunks: list[bytes] = []
     for name, as_bytes in wanted.items():
         tensors.append(_tensor(name, outputs[name], chunks if as_bytes else None))
-    parameters = {"slot": label.slot, "flags": guard.names(Flags(flags))}
-    body = {
-        "parameters": {"counted": msgspec.Raw(b"true "), **parameters},
+    body: dict[str, Any] = {
         "model_name": label.model,
         "model_version": label.version,
+        "parameters": {
+            "slot": label.slot,
+            "flags": guard.names(Flags(flags)) if flags else [],
+            "counted": counted,
+        },
         "outputs": tensors,
     }
     if request.id is not None:
         body["id"] = request.id
     raw = msgspec.json.encode(body)
     return (len(raw) if chunks else ALL_JSON), b"".join([raw, *chunks])
-
-
-def repeated(body: bytes) -> bytes:
-    """``body`` of an `answer`, saying that its request id was counted before. Same length."""
-    assert body.startswith(_COUNTED)
-    return _REPEATED + body[len(_COUNTED) :]
 
 
 def error(message: str) -> bytes:
@@ -214,7 +234,7 @@ def _tensor(name: str, values: Array, chunks: list[bytes] | None) -> dict[str, A
     found: dict[str, Any] = {
         "name": name,
         "shape": list(values.shape),
-        "datatype": _NAMES.get(str(values.dtype), "FP32"),
+        "datatype": _NAMES_OF.get(values.dtype, "FP32"),
     }
     if chunks is None:
         found["data"] = values.ravel().tolist()

@@ -49,7 +49,9 @@ _RECORD = struct.Struct("<QdffiIHBB")
 _STATIC = struct.Struct("<8sII16sI")  # magic, version, capacity, region id, length of the labels
 _CRC = struct.Struct("<I")
 _MAGIC = b"EKREGION"
-_POSITIONS = 128  # four aligned 8-byte words: head, tail, overflow, overflow tail
+_HALF = 1 << 31
+_POSITIONS = 128  # five aligned 8-byte words: head, tail, overflow, overflow tail, total
+_HEAD, _TAIL, _OVERFLOW, _OVERFLOW_TAIL, _TOTAL = range(5)
 _LABELS = 256
 FILE_BYTES = HEADER_BYTES + CAPACITY * RECORD.itemsize
 assert _RECORD.size == RECORD.itemsize
@@ -83,7 +85,7 @@ class Labels(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Region:
-    """One region file, mapped. One process writes it; callers serialise the appends."""
+    """One region file, mapped. One process appends (calls are serialised), one drains."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Map an existing region.
@@ -93,29 +95,45 @@ class Region:
         """
         self.path = path
         with translate_os_errors("map", path):
-            handle = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+            self.descriptor = os.open(
+                path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC
+            )
             try:
-                if os.fstat(handle).st_size != FILE_BYTES:
-                    raise BadInputError(f"{path}: not {FILE_BYTES} bytes long")
-                access = mmap.ACCESS_READ if read_only else mmap.ACCESS_WRITE
-                self._map = mmap.mmap(handle, FILE_BYTES, access=access)
-            finally:
-                os.close(handle)
+                self._attach(read_only=read_only)
+            except (BadInputError, OSError):
+                os.close(self.descriptor)
+                raise
+
+    def _attach(self, *, read_only: bool) -> None:
+        if os.fstat(self.descriptor).st_size != FILE_BYTES:
+            raise BadInputError(f"{self.path}: not {FILE_BYTES} bytes long")
+        access = mmap.ACCESS_READ if read_only else mmap.ACCESS_WRITE
+        self._map = mmap.mmap(self.descriptor, FILE_BYTES, access=access)
         try:
-            self.region, self.labels = _read_static(self._map, path)
+            self.region, self.labels = _read_static(self._map, self.path)
+            _check_positions(self._map, self.path)
         except BadInputError:
             self._map.close()
             raise
         self._view = memoryview(self._map)
-        self._words = self._view[_POSITIONS : _POSITIONS + 32].cast("Q")
+        self._words = self._view[_POSITIONS : _POSITIONS + 40].cast("Q")
         self.ring: npt.NDArray[np.void] = np.frombuffer(
             self._view, dtype=RECORD, offset=HEADER_BYTES
         )
-        if not (self.tail <= self.head <= self.tail + CAPACITY) or self._words[3] > self._words[2]:
-            positions = list(self._words)
-            self.close()
-            raise BadInputError(f"{path}: positions {positions} contradict each other")
+        self._found = self.head  # what lies before was written before we looked
         self._counted = self._recount()
+
+    @classmethod
+    def of(cls, descriptor: int) -> Region:
+        """Map the region that another process has opened; takes over the descriptor.
+
+        Raises:
+            BadInputError: like `Region`.
+        """
+        found = cls.__new__(cls)
+        found.path, found.descriptor = Path(f"descriptor {descriptor}"), descriptor
+        found._attach(read_only=False)  # noqa: SLF001 - another way to make one of us
+        return found
 
     @classmethod
     def create(cls, disk: Disk, path: Path, labels: Labels) -> Region:
@@ -136,22 +154,22 @@ class Region:
     @property
     def head(self) -> int:
         """Position after the newest committed record."""
-        return self._words[0]
+        return self._words[_HEAD]
 
     @property
     def tail(self) -> int:
         """Position of the oldest record not yet drained."""
-        return self._words[1]
+        return self._words[_TAIL]
 
     @property
     def overflow(self) -> tuple[int, int]:
         """Half-open range of inferences counted while the ring was full and not yet drained."""
-        return self._words[3], self._words[2]
+        return self._words[_OVERFLOW_TAIL], self._words[_OVERFLOW]
 
     @property
     def counted(self) -> int:
         """Inferences counted here since the region began."""
-        return self._counted + self._words[2]
+        return self._recount() + self._words[_OVERFLOW]
 
     def append(
         self,
@@ -165,11 +183,11 @@ class Region:
         flags: int = 0,
     ) -> int | None:
         """Commit one record; its position, or None when the ring is full (then only counted)."""
-        head = self._words[0]
+        head = self._words[_HEAD]
         counts = kind in INFERENCE_KINDS
-        if head - self._words[1] >= CAPACITY:
+        if head - self._words[_TAIL] >= CAPACITY:
             if counts:
-                self._words[2] += 1
+                self._words[_OVERFLOW] += 1
             return None
         counted = self._counted + 1 if counts else self._counted
         _RECORD.pack_into(
@@ -185,8 +203,8 @@ class Region:
             flags,
             kind,
         )
-        self._words[0] = head + 1  # the commit: one aligned 8-byte store
-        self._counted = counted
+        self._words[_TOTAL] = self._counted = counted
+        self._words[_HEAD] = head + 1  # the commit: one aligned 8-byte store
         return head
 
     def records(self, first: int, last: int) -> npt.NDArray[np.void]:
@@ -202,6 +220,23 @@ class Region:
         result: npt.NDArray[np.bool_] = (found["lap"] == laps) & (found["kind"] > 0)
         return result
 
+    def settled(self) -> int:
+        """Position up to which records may be drained while another process appends.
+
+        On processors that reorder stores, a new head may be seen before its record. What was there
+        when the region was opened and is not intact was lost to a power cut, and never will be.
+        """
+        head = self.head
+        first = max(self._found, self.tail, head - CAPACITY)
+        missing = np.flatnonzero(~self.intact(first, head))
+        return first + int(missing[0]) if missing.size else head
+
+    def latencies_s(self, count: int) -> list[float]:
+        """Of the newest ``count`` records, those of answered inferences; seconds."""
+        found = self.records(max(0, self.head - count), self.head)
+        answered = found["latency_us"][found["kind"] == Kind.PREDICTION]
+        return [float(value) / 1e6 for value in answered]
+
     def inferences(self, first: int, last: int) -> int:
         """Inferences at ``[first, last)``; a record whose details were lost counts as one."""
         kinds = self.records(first, last)["kind"]
@@ -210,8 +245,9 @@ class Region:
 
     def advance(self, tail: int, overflow_tail: int) -> None:
         """Forget everything before ``tail``; durable when this returns."""
-        self._words[1] = max(self._words[1], min(tail, self._words[0]))
-        self._words[3] = max(self._words[3], min(overflow_tail, self._words[2]))
+        words = self._words
+        words[_TAIL] = max(words[_TAIL], min(tail, words[_HEAD]))
+        words[_OVERFLOW_TAIL] = max(words[_OVERFLOW_TAIL], min(overflow_tail, words[_OVERFLOW]))
         self._map.flush(0, HEADER_BYTES)
 
     def close(self) -> None:
@@ -220,15 +256,27 @@ class Region:
         self._words.release()
         self._view.release()
         self._map.close()
+        os.close(self.descriptor)
 
     def _recount(self) -> int:
-        first = max(0, self.head - CAPACITY)
-        good = np.flatnonzero(self.intact(first, self.head))
+        head = self.head
+        first = max(0, head - CAPACITY)
+        good = np.flatnonzero(self.intact(first, head))
         if good.size == 0:
-            return self.head if first == 0 else 0
+            return head if first == 0 else 0
         newest = first + int(good[-1])
-        base = int(self.records(newest, newest + 1)["counted"][0])
-        return base + (self.head - newest - 1)
+        # Records hold the lower half of the count; the header's, which may be a little ahead or
+        # (after a power cut) behind, says what is above.
+        low, near = int(self.records(newest, newest + 1)["counted"][0]), self._words[_TOTAL]
+        base = near + (low - near + _HALF) % (2 * _HALF) - _HALF
+        return base + (head - newest - 1)
+
+
+def _check_positions(mapped: mmap.mmap, path: Path) -> None:
+    words = struct.unpack_from("<5Q", mapped, _POSITIONS)
+    head, tail, overflow, overflow_tail, _ = words
+    if not (tail <= head <= tail + CAPACITY) or overflow_tail > overflow:
+        raise BadInputError(f"{path}: positions {words} contradict each other")
 
 
 def _read_static(mapped: mmap.mmap, path: Path) -> tuple[str, Labels]:

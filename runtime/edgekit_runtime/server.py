@@ -1,41 +1,24 @@
-"""Runs the inference application on its sockets until told to stop."""
+"""Runs the front on its sockets until told to stop."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic
-from typing import Any, cast
-
-import uvicorn
+from time import monotonic, monotonic_ns
 
 from edgekit.contracts.errors import EdgekitError, UnavailableError, translate_os_errors
-from edgekit_runtime import http_protocol, notify
-from edgekit_runtime.config import AgentConfig, ServeSection
-from edgekit_runtime.http_protocol import BoundedProtocol
+from edgekit_runtime import notify
+from edgekit_runtime.config import AgentConfig
 from edgekit_runtime.notify import Notifier
 from edgekit_runtime.wiring import Built
-from edgekit_runtime.worker_model import WorkerModel
 
 BACKLOG = 128
-KEEP_ALIVE_S = 75  # longer than the clients' own, so that they close and never lose a request
 WATCH_S = 0.1  # between looks at workers and clients
 STEP_S_MAX = 60.0  # of the control thread; its disk may be slow, but not for ever
-GRACE_S = 10  # running requests get this long after a stop
+GRACE_S = 10.0  # requests that were received get this long after a stop
 LOOPBACK = "127.0.0.1"  # there is no authentication: never another address
-
-
-class _Server(uvicorn.Server):
-    """Signals belong to the agent, not to the HTTP server."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def bind(config: AgentConfig) -> list[socket.socket]:
@@ -83,68 +66,67 @@ def _bind_unix(path: Path) -> socket.socket:
     return unix
 
 
-async def serve(built: Built, section: ServeSection, sockets: list[socket.socket]) -> None:
+def serve(built: Built, sockets: list[socket.socket]) -> None:
     """Serve until SIGTERM, SIGINT or the end of the control thread."""
-    config = uvicorn.Config(
-        built.app,
-        http=cast("Any", http_protocol.factory(section.connections_max)),
-        loop="asyncio",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        date_header=False,
-        backlog=BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=GRACE_S,
-    )
-    server = _Server(config)
-    loop = asyncio.get_running_loop()
+    stopping: list[bool] = []
 
-    def stop() -> None:
-        server.should_exit = True
+    def stop(*_: object) -> None:
+        stopping.append(True)
+        built.loop.post(lambda: None)  # wakes it
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    built.agent.on_end = lambda: loop.call_soon_threadsafe(stop)
+        signal.signal(number, stop)
+    for each in sockets:
+        built.front.listen(each)
+    built.agent.on_end = stop
     built.agent.start()
-    watch = loop.create_task(_watch(built, server, section.client_s_max))
-    try:
-        await server.serve(sockets=sockets)
-    finally:
-        watch.cancel()
-        await asyncio.to_thread(built.agent.stop)
-        built.host.close()
-
-
-async def _watch(built: Built, server: uvicorn.Server, client_s_max: float) -> None:
-    """Looks after workers and clients, and tells the service manager that somebody does."""
     notifier = Notifier(os.environ)
     notifier.send(notify.READY)
-    told_at = monotonic()
     try:
-        while not server.should_exit:
-            now = monotonic()
-            workers = _workers(built)
-            for worker in workers:
-                worker.check()
-            for connection in list(server.server_state.connections):
-                if isinstance(connection, BoundedProtocol):
-                    connection.sweep(now, client_s_max)
-            built.host.reap()
-            alive = now - built.agent.stepped_at < STEP_S_MAX and all(
-                worker.proven(now) for worker in workers
-            )
-            if notifier.interval_s is not None and now - told_at >= notifier.interval_s and alive:
-                told_at = now
-                notifier.send(notify.WATCHDOG)
-            await asyncio.sleep(WATCH_S)
-    finally:
+        watch = _Watch(built, notifier)
+        while not stopping:
+            watch.turn()
         notifier.send(notify.STOPPING)
+        built.front.drain()
+        end = monotonic() + GRACE_S
+        while not built.front.idle and monotonic() < end:
+            watch.turn()
+    finally:
+        built.front.close()
+        built.agent.stop()
+        built.host.close()
         notifier.close()
 
 
-def _workers(built: Built) -> list[WorkerModel]:
-    lives = [serving.live for serving in built.servings().values()]
-    return [live.loaded for live in lives if live and isinstance(live.loaded, WorkerModel)]
+class _Watch:
+    """The loop, and what is looked at every so often beside it."""
+
+    def __init__(self, built: Built, notifier: Notifier) -> None:
+        self._built = built
+        self._notifier = notifier
+        self._looked_at = self._told_at = monotonic()
+        self._first_told = False
+
+    def turn(self) -> None:
+        """Handle what is ready, and look around when it is time."""
+        built = self._built
+        built.loop.turn(WATCH_S)
+        now = monotonic()
+        if now - self._looked_at < WATCH_S:
+            return
+        self._looked_at = now
+        built.front.watch(now)
+        built.host.reap()
+        workers = built.front.workers()
+        if not self._first_told:
+            firsts = [worker.board.first_ns for worker in workers if worker.board.first_ns]
+            if firsts:
+                self._first_told = True
+                built.agent.answered((monotonic_ns() - min(firsts)) / 1e9)
+        alive = now - built.agent.stepped_at < STEP_S_MAX and all(
+            worker.proven(now) for worker in workers
+        )
+        interval_s = self._notifier.interval_s
+        if interval_s is not None and now - self._told_at >= interval_s and alive:
+            self._told_at = now
+            self._notifier.send(notify.WATCHDOG)

@@ -1,28 +1,14 @@
-"""`Serving`: what answers for one model now, and where its answers are counted.
-
-A switch is one assignment; a call that began before it finishes on the bundle it began with.
-"""
+"""`Serving`: what is to answer for one model now, and where its answers are counted."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgekit.contracts.messages import SlotRef
-from edgekit_runtime.journal import Journal
-from edgekit_runtime.ports import Clock, Loaded
-from edgekit_runtime.region import Kind, Region
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What one call is counted as. ``kind`` None: the request never reached the model."""
-
-    kind: Kind | None
-    request: int = 0  # hash of the request id, 0 when there was none
-    latency_us: float = 0.0
-    cls: int = -1  # of the first row; -1 when the model does not classify
-    confidence: float = float("nan")
-    flags: int = 0
+from edgekit_runtime.ports import Loaded
+from edgekit_runtime.region import Region
+from edgekit_runtime.shelf import Shelf
 
 
 @dataclass(frozen=True)
@@ -36,46 +22,25 @@ class Live:
 
 
 class Serving:
-    """One model's serving side. Thread-safe."""
+    """One model's serving side: set by the control thread, carried out by the front."""
 
-    def __init__(self, model: str, journal: Journal, clock: Clock) -> None:
+    def __init__(self, model: str, shelf: Shelf, changed: Callable[[Serving], None]) -> None:
         self.model = model
-        self.journal = journal
-        self._clock = clock
+        self.shelf = shelf
+        self._changed = changed
         self._live: Live | None = None
 
     @property
     def live(self) -> Live | None:
-        """What serves now."""
+        """What is to serve now. May be read by any thread."""
         return self._live
 
     def switch(self, live: Live) -> None:
-        """Serve ``live`` from the next call on; what served before ends when it has answered."""
-        before, self._live = self._live, live
-        if before is not None and before.loaded is not live.loaded:
-            before.loaded.close()
+        """Serve ``live``; what served before ends when it has answered."""
+        self._live = live
+        self._changed(self)
 
     def stop(self) -> None:
         """Serve nothing."""
-        before, self._live = self._live, None
-        if before is not None:
-            before.loaded.close()
-
-    def count(self, live: Live, seen: Observation) -> bool:
-        """Commit ``seen`` to the region of ``live``, before it is answered.
-
-        Returns:
-            False when its request id was counted before.
-        """
-        if seen.kind is None:
-            return True
-        return self.journal.record(
-            live.region,
-            seen.kind,
-            seen.request,
-            time=self._clock.wall(),
-            latency_us=seen.latency_us,
-            cls=seen.cls,
-            confidence=seen.confidence,
-            flags=seen.flags,
-        )
+        self._live = None
+        self._changed(self)

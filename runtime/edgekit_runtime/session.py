@@ -1,25 +1,21 @@
-"""Inference in this process: run a `Predictor`, see what is to be counted, count it.
-
-Workers use `observe` and leave the counting to the agent; a process that hosts the model itself
-uses `infer`, which counts before it returns.
-"""
+"""A loaded model and where its answers are counted: what every process that hosts a model runs."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from edgekit.contracts.errors import EdgekitError
 from edgekit.stats.metrics import top_of_row
-from edgekit_runtime.errors import EngineError, GuardError, NotServingError
+from edgekit_runtime.errors import EngineError, GuardError
 from edgekit_runtime.guard import Flags
-from edgekit_runtime.journal import hash_id
-from edgekit_runtime.ports import Array
+from edgekit_runtime.journal import Journal, hash_id
+from edgekit_runtime.ports import Array, Clock
 from edgekit_runtime.predictor import Predictor
-from edgekit_runtime.region import Kind
-from edgekit_runtime.serving import Observation, Serving
+from edgekit_runtime.region import Kind, Region
 
 
 @dataclass(frozen=True)
@@ -34,54 +30,102 @@ class Result:
     counted: bool  # False: this request id was counted before
 
 
-def observe(
-    predictor: Predictor, arrays: Mapping[str, Array], request: int
-) -> tuple[Observation, dict[str, Array] | EdgekitError]:
-    """Run once; what to count, and the outputs or the failure (an input refused, an engine error).
+class Seen(NamedTuple):
+    """One call: what it was counted as, its outputs or why there are none."""
 
-    Args:
-        predictor: the loaded bundle.
-        arrays: inputs by name, as the contract declares them.
-        request: hash of the request id, 0 when there is none.
-    """
-    begun = time.perf_counter_ns()
-    try:
-        outputs, flags = predictor.predict(arrays)
-    except GuardError as exc:
-        return Observation(Kind.REJECTED), exc  # not an inference: its id stays free
-    except EngineError as exc:
-        return Observation(Kind.ERROR, request), exc
-    latency_us = (time.perf_counter_ns() - begun) / 1e3
-    cls, confidence = _probe(predictor, outputs)
-    seen = Observation(Kind.PREDICTION, request, latency_us, cls, confidence, int(flags))
-    return seen, outputs
+    kind: Kind
+    outputs: dict[str, Array]
+    error: EdgekitError | None
+    flags: Flags
+    latency_us: float
+    counted: bool
 
 
-def infer(
-    serving: Serving, arrays: Mapping[str, Array], *, request_id: str | None = None
-) -> Result:
-    """Run the model of ``serving`` once, in this process, and count it.
+@dataclass(frozen=True)
+class Place:
+    """Where a session counts, and what its answers say."""
 
-    Args:
-        serving: holds a `Predictor`.
-        arrays: inputs by name, as the contract declares them.
-        request_id: counted once, however often it is sent.
+    version: str
+    slot: str
+    region: Region
+    journal: Journal
 
-    Raises:
-        NotServingError: no bundle is loaded in this process.
-        GuardError: an input breaks the contract (counted as a violation).
-        EngineError: the engine failed (counted as an error).
-    """
-    live = serving.live
-    if live is None or not isinstance(live.loaded, Predictor):
-        raise NotServingError(
-            f"model {serving.model!r} is not loaded here", hint="see `edgekit-agent status`"
+    @classmethod
+    def of(cls, version: str, slot: str, regions: Sequence[Region]) -> Place:
+        """Count in the first of ``regions``; the others, newest first, hold earlier request ids."""
+        journal = Journal()
+        for region in reversed(regions):  # a journal's newest is its last
+            journal.add(region)
+        return cls(version, slot, regions[0], journal)
+
+
+class Session:
+    """One model in this process. One call at a time."""
+
+    def __init__(self, predictor: Predictor, place: Place, clock: Clock) -> None:
+        self.predictor = predictor
+        self.place = place
+        self._clock = clock
+
+    def infer(self, arrays: Mapping[str, Array], *, request_id: str | None = None) -> Result:
+        """Run the model once and count it.
+
+        Args:
+            arrays: inputs by name, as the contract declares them.
+            request_id: counted once, however often it is sent.
+
+        Raises:
+            GuardError: an input breaks the contract (counted as a violation).
+            EngineError: the engine failed (counted as an error).
+            MemoryError: an allocation failed; not counted.
+        """
+        seen = self.call(arrays, hash_id(request_id))
+        if seen.error is not None:
+            raise seen.error
+        place = self.place
+        return Result(seen.outputs, place.version, place.slot, seen.flags, request_id, seen.counted)
+
+    def call(self, arrays: Mapping[str, Array], request: int) -> Seen:
+        """Like `infer`, for hosts: failures are in the answer; ``request`` is a `hash_id`."""
+        begun = time.perf_counter_ns()
+        try:
+            outputs, flags = self.predictor.predict(arrays)
+        except GuardError as exc:
+            # Not an inference: its id stays free.
+            self._count(Kind.REJECTED, 0, 0.0)
+            return Seen(Kind.REJECTED, {}, exc, Flags.NONE, 0.0, counted=False)
+        except EngineError as exc:
+            if is_memory(exc):
+                raise MemoryError(exc.message) from exc
+            counted = self._count(Kind.ERROR, request, 0.0)
+            return Seen(Kind.ERROR, {}, exc, Flags.NONE, 0.0, counted)
+        latency_us = (time.perf_counter_ns() - begun) / 1e3
+        cls, confidence = _probe(self.predictor, outputs)
+        counted = self._count(
+            Kind.PREDICTION, request, latency_us, cls=cls, confidence=confidence, flags=int(flags)
         )
-    seen, answer = observe(live.loaded, arrays, hash_id(request_id))
-    counted = serving.count(live, seen)
-    if isinstance(answer, EdgekitError):
-        raise answer
-    return Result(answer, live.ref.version, live.slot, Flags(seen.flags), request_id, counted)
+        return Seen(Kind.PREDICTION, outputs, None, flags, latency_us, counted)
+
+    def feedback(self, request_id: str, label: int) -> bool | None:
+        """Join a true label with its prediction. See `Journal.feedback`."""
+        return self.place.journal.feedback(request_id, label, time=self._clock.wall())
+
+    def _count(self, kind: Kind, request: int, latency_us: float, **values: float) -> bool:
+        place = self.place
+        return place.journal.record(
+            place.region,
+            kind,
+            request,
+            time=self._clock.wall(),
+            latency_us=latency_us,
+            **values,
+        )
+
+
+def is_memory(exc: EdgekitError) -> bool:
+    """Whether an allocation failed; engines tell it only in words (onnxruntime: bfc_arena.cc)."""
+    text = exc.message.lower()
+    return "bad_alloc" in text or "failed to allocate memory" in text
 
 
 def _probe(predictor: Predictor, outputs: Mapping[str, Array]) -> tuple[int, float]:

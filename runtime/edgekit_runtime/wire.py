@@ -1,16 +1,20 @@
-"""Frames between the agent and a worker over their private socket pair. Pure, but for `Reader`.
+"""Frames, and descriptors, between the agent and a worker over their private Unix socket.
 
-``head | meta | body``: the head says what it is and how long the parts are. An inference's meta is
-a packed struct and its body the request or answer as it came over HTTP, never decoded by the agent.
-The pair belongs to one agent and the worker it started. Nothing is negotiated: a worker process
-runs the agent's own code, and an image says which `edgekit.contracts.image.WORKER_PROTOCOL` its
-worker speaks before it is ever started. Raise that with a change here that one side could misread.
+``head | meta | body``: the head says what it is, how long the parts are and how many descriptors
+came along (SCM_RIGHTS). Inference does not pass here: what does are orders, connections and signs
+of life. The socket belongs to one agent and the worker it started. Nothing is negotiated: a worker
+process runs the agent's own code, and an image says which `edgekit.contracts.image.WORKER_PROTOCOL`
+its worker speaks before it is ever started. Raise that with a change here that one side could
+misread.
 """
 
 from __future__ import annotations
 
+import os
+import socket
 import struct
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -20,29 +24,34 @@ from edgekit.contracts.bundle import BundleManifest
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import BugError
 from edgekit.contracts.messages import SlotRef
-from edgekit_runtime.region import Kind
-from edgekit_runtime.serving import Observation
 
-_HEAD = struct.Struct("<IIQB")  # bytes of meta, bytes of body, sequence, kind
-_ASK = struct.Struct("<iB")  # length of the JSON part (-1: all of it), slot
-_ANSWER = struct.Struct("<QffiiHBB")
-SCRATCH_BYTES = 1 << 16  # small frames share it; a larger one gets room of its own
+_HEAD = struct.Struct("<BBHII")  # kind, descriptors, unused, bytes of meta, bytes of body
+_HANDED = struct.Struct("<IB")  # number, whether the client has stopped sending
+RECEIVE_BYTES = 1 << 17
+DESCRIPTORS_MAX = 16  # of one frame
 FRAME_BYTES_MAX = 1 << 30  # a longer one is not from us
 
 
 class FrameKind(IntEnum):
-    """What a frame asks or answers."""
+    """What a frame says."""
 
-    LOAD = 1  # agent: load this bundle; meta is an `Order`
-    LOADED = 2  # worker: done; meta is `Facts`
-    FAILED = 3  # worker: cannot; meta is a `Refusal`
-    INFER = 4  # agent: body is the request
-    ANSWER = 5  # worker: body is the answer
-    CANARY = 6  # agent: run the model once, count nothing
+    # from the agent
+    LOAD = 1  # load this bundle; meta is an `Order`, the descriptor a board
+    SERVE = 2  # count in these regions from now on; meta is a `Grant`, the descriptors regions
+    TAKE = 3  # answer this connection; body is what was received and not answered
+    RETIRE = 4  # give every connection back; with meta: when what is queued is answered
+    CANARY = 5  # run the model once, count nothing
+    # from the worker
+    LOADED = 16  # meta is `Facts`
+    FAILED = 17  # cannot be loaded; meta is a `Refusal`
+    SERVING = 18  # the regions of the last SERVE are in use, earlier ones no longer
+    BACK = 19  # a connection whose next request is not for this worker; body like TAKE's
+    GONE = 20  # a connection has ended
+    RETIRED = 21  # everything counted, everything given back
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker is to load."""
+    """What a worker is to load, and how much it may take at once."""
 
     root: str  # folder that holds blobs/sha256
     model: str
@@ -51,6 +60,17 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     tested: bool  # replay the golden set first
     memory_bytes_max: int  # 0: no limit
     body_bytes_max: int
+    bodies_bytes_max: int
+    requests_max: int
+    connections_max: int
+    client_s_max: float
+
+
+class Grant(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to count: the first region that came along; the others hold earlier request ids."""
+
+    slot: str
+    version: str
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,120 +89,124 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Frame(NamedTuple):
-    """One frame."""
+    """One frame. Whoever reads it owns its descriptors."""
 
     kind: int
-    seq: int
-    meta: bytes
-    body: bytes
+    meta: bytes = b""
+    body: bytes = b""
+    descriptors: tuple[int, ...] = ()
+
+    @property
+    def head(self) -> bytes:
+        """Everything before the body."""
+        counts = len(self.descriptors), 0, len(self.meta), len(self.body)
+        return _HEAD.pack(self.kind, *counts) + self.meta
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A worker's answer to one request. ``json_length``: of a binary answer; -1 when all JSON."""
-
-    status: int
-    json_length: int
-    seen: Observation
-    body: bytes
+def handed(
+    kind: FrameKind, number: int, unread: bytes, *, ended: bool, descriptor: int | None = None
+) -> Frame:
+    """A frame that hands a connection on."""
+    descriptors = () if descriptor is None else (descriptor,)
+    return Frame(kind, _HANDED.pack(number, ended), unread, descriptors)
 
 
-def head(kind: FrameKind, seq: int, meta: bytes, body_length: int) -> bytes:
-    """Everything of a frame before its body."""
-    return _HEAD.pack(len(meta), body_length, seq, kind) + meta
+def read_handed(frame: Frame) -> tuple[int, bool]:
+    """Number of the connection, and whether its client has stopped sending."""
+    number, ended = _HANDED.unpack(frame.meta)
+    return number, bool(ended)
 
 
-def pack_ask(json_length: int, slot: int) -> bytes:
-    """Meta of INFER."""
-    return _ASK.pack(json_length, slot)
+class Channel:
+    """One end of the socket. Not thread-safe."""
 
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self._data = bytearray()
+        self._descriptors: deque[int] = deque()
+        self._unsent: deque[tuple[memoryview, tuple[int, ...]]] = deque()
 
-def unpack_ask(meta: bytes) -> tuple[int, int]:
-    """Reverse of `pack_ask`."""
-    json_length, slot = _ASK.unpack(meta)
-    return json_length, slot
+    @property
+    def unsent(self) -> bool:
+        """Whether something waits until the other end reads."""
+        return bool(self._unsent)
 
-
-def pack_answer(status: int, json_length: int, seen: Observation) -> bytes:
-    """Meta of ANSWER."""
-    return _ANSWER.pack(
-        seen.request,
-        seen.latency_us,
-        seen.confidence,
-        seen.cls,
-        json_length,
-        status,
-        seen.kind or 0,
-        seen.flags,
-    )
-
-
-def unpack_answer(frame: Frame) -> Answer:
-    """The answer in ``frame``."""
-    request, latency_us, confidence, cls, json_length, status, kind, flags = _ANSWER.unpack(
-        frame.meta
-    )
-    seen = Observation(Kind(kind) if kind else None, request, latency_us, cls, confidence, flags)
-    return Answer(status, json_length, seen, frame.body)
-
-
-class Reader:
-    """Cuts a stream into frames. What is large is received where it stays."""
-
-    def __init__(self) -> None:
-        self._scratch = bytearray(SCRATCH_BYTES)
-        self._held = 0  # bytes in the scratch buffer
-        self._payload: bytearray | None = None  # of a frame that does not fit there
-        self._filled = 0
-        self._head = (0, 0, 0, 0)
-
-    def room(self) -> memoryview:
-        """Where the next bytes are to be received; never empty."""
-        if self._payload is not None:
-            return memoryview(self._payload)[self._filled :]
-        return memoryview(self._scratch)[self._held :]
-
-    def received(self, count: int) -> list[Frame]:
-        """Frames completed by ``count`` bytes in `room`.
+    def receive(self) -> list[Frame] | None:
+        """Frames that one read completed; None when the other end is gone.
 
         Raises:
+            BlockingIOError: nothing to read.
+            OSError: the socket broke, or a timeout.
             BugError: the stream is not one of ours.
         """
-        if self._payload is not None:
-            self._filled += count
-            if self._filled < len(self._payload):
-                return []
-            payload, self._payload = self._payload, None
-            return [_frame(self._head, payload)]
-        self._held += count
+        data, descriptors, _, _ = socket.recv_fds(self.socket, RECEIVE_BYTES, DESCRIPTORS_MAX)
+        self._descriptors += descriptors
+        if not data:
+            return None
+        self._data += data
+        return self._cut()
+
+    def send(self, frame: Frame) -> None:
+        """Send a frame, later if the socket has no room; its descriptors are copied.
+
+        Raises:
+            OSError: the other end is gone.
+        """
+        copies = tuple(os.dup(descriptor) for descriptor in frame.descriptors)
+        self._unsent.append((memoryview(frame.head), copies))
+        if frame.body:
+            self._unsent.append((memoryview(frame.body), ()))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what is unsent. Raises like `send`."""
+        while self._unsent:
+            data, descriptors = self._unsent[0]
+            try:
+                if descriptors:
+                    sent = socket.send_fds(self.socket, [data], descriptors)
+                else:
+                    sent = self.socket.send(data)
+            except BlockingIOError:
+                return
+            _close(descriptors)  # they travel with the first byte
+            self._unsent.popleft()
+            if sent < len(data):
+                self._unsent.appendleft((data[sent:], ()))
+
+    def close(self) -> None:
+        """Close the socket and every descriptor on its way."""
+        for _, descriptors in self._unsent:
+            _close(descriptors)
+        _close(tuple(self._descriptors))
+        self._unsent.clear()
+        self._descriptors.clear()
+        self.socket.close()
+
+    def _cut(self) -> list[Frame]:
         found: list[Frame] = []
         start = 0
-        while self._held - start >= _HEAD.size:
-            head = _HEAD.unpack_from(self._scratch, start)
-            length = head[0] + head[1]
-            if length > FRAME_BYTES_MAX:
-                raise BugError(f"worker frame of {length} bytes")
-            first, end = start + _HEAD.size, start + _HEAD.size + length
-            if self._held < end:
-                if _HEAD.size + length > SCRATCH_BYTES:
-                    self._begin(head, first)
-                    return found
+        while len(self._data) - start >= _HEAD.size:
+            kind, descriptors, _, meta_length, body_length = _HEAD.unpack_from(self._data, start)
+            if meta_length + body_length > FRAME_BYTES_MAX or descriptors > DESCRIPTORS_MAX:
+                raise BugError(f"worker frame of {meta_length + body_length} bytes")
+            body = start + _HEAD.size + meta_length
+            if len(self._data) < body + body_length:
                 break
-            found.append(_frame(head, self._scratch[first:end]))
-            start = end
-        self._scratch[: self._held - start] = self._scratch[start : self._held]
-        self._held -= start
+            mine = tuple(self._descriptors.popleft() for _ in range(descriptors))
+            found.append(
+                Frame(
+                    kind,
+                    bytes(self._data[body - meta_length : body]),
+                    bytes(self._data[body : body + body_length]),
+                    mine,
+                )
+            )
+            start = body + body_length
+        del self._data[:start]
         return found
 
-    def _begin(self, head: tuple[int, int, int, int], first: int) -> None:
-        self._head = head
-        self._payload = bytearray(head[0] + head[1])
-        self._filled = self._held - first
-        self._payload[: self._filled] = self._scratch[first : self._held]
-        self._held = 0
 
-
-def _frame(head: tuple[int, int, int, int], payload: bytearray) -> Frame:
-    meta_length, _, seq, kind = head
-    with memoryview(payload) as view:
-        return Frame(kind, seq, bytes(view[:meta_length]), bytes(view[meta_length:]))
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

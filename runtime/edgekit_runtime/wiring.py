@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.contracts.messages import DeviceProfile
 from edgekit.engine import opened
-from edgekit_runtime import agent, profile
+from edgekit_runtime import agent, prestart, profile
 from edgekit_runtime.agent import Agent, Parts
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.config import AgentConfig
 from edgekit_runtime.containers import slots
 from edgekit_runtime.containers.launcher import ContainerLauncher
 from edgekit_runtime.containers.slots import ImageSlots
+from edgekit_runtime.control import Control
 from edgekit_runtime.counting import Counting
 from edgekit_runtime.deployer import Deployer
 from edgekit_runtime.deployment import NAME as RECORD
 from edgekit_runtime.deployment import Environment
 from edgekit_runtime.disk import PosixDisk
-from edgekit_runtime.download import HttpFetcher
+from edgekit_runtime.front import Front, Limits
 from edgekit_runtime.link import MqttLink
+from edgekit_runtime.loop import Loop
 from edgekit_runtime.ports import Fetcher
 from edgekit_runtime.record import DeploymentRecord
-from edgekit_runtime.serve import InferenceApp, Limits
-from edgekit_runtime.serving import Serving
 from edgekit_runtime.spool import Spool, SpoolLimits
 from edgekit_runtime.store import BlobStore
 from edgekit_runtime.twocopy import TwoCopy
 from edgekit_runtime.uplink import Uplink
 from edgekit_runtime.verifier import DigestVerifier
-from edgekit_runtime.workers import WorkerHost
+from edgekit_runtime.workers import WorkerHost, WorkerLimits
 
 FIRST_INFERENCE = "first_inference_s"
 BODIES_MAX = 4  # largest bodies held at once; small ones by the thousand
@@ -43,9 +42,9 @@ class Built:
     """The parts of the process that runs."""
 
     agent: Agent
-    app: InferenceApp
+    loop: Loop
+    front: Front
     host: WorkerHost
-    servings: Callable[[], Mapping[str, Serving]]
 
 
 def detect_profile(config: AgentConfig) -> DeviceProfile:
@@ -65,6 +64,8 @@ def build(config: AgentConfig) -> Built:
     containers = _containers(config)
     host = _host(config, disk, containers)  # first of all: its processes start while we read
     wake = threading.Event()
+    loop = Loop()
+    front = Front(loop, _limits(config), Control(), woken=wake.set)
     limits = SpoolLimits(bytes_max=config.spool.bytes_max)
     spool = Spool.open(disk, state / "spool", clock, limits)
     counting = Counting(disk, state / "regions", clock, spool)
@@ -80,6 +81,7 @@ def build(config: AgentConfig) -> Built:
             fetcher=_fetcher,
             emit=lambda record: agent.emit(spool, record),
             wake=wake.set,
+            serving_changed=front.changed,
             images=containers[1] if containers else None,
         )
     )
@@ -100,14 +102,17 @@ def build(config: AgentConfig) -> Built:
         disk.replace(state / FIRST_INFERENCE, f"{seconds:.3f}\n".encode())
 
     built = Agent(parts, on_first_inference=save_first)
+    return Built(built, loop, front, host)
+
+
+def _limits(config: AgentConfig) -> Limits:
     serve = config.serve
-    limits_http = Limits(
+    return Limits(
         body_bytes_max=serve.body_bytes_max,
-        requests_max=serve.requests_max,
         bodies_bytes_max=serve.body_bytes_max * BODIES_MAX,
+        connections_max=serve.connections_max,
+        client_s_max=serve.client_s_max,
     )
-    app = InferenceApp(lambda: deployer.servings, clock, limits_http, on_answer=built.answered)
-    return Built(built, app, host, lambda: deployer.servings)
 
 
 def _containers(config: AgentConfig) -> tuple[ContainerLauncher, ImageSlots] | None:
@@ -131,16 +136,23 @@ def _host(
     containers: tuple[ContainerLauncher, ImageSlots] | None,
 ) -> WorkerHost:
     state = config.device.state_dir
-    host = WorkerHost(
-        state,
-        threads=config.serve.threads,
-        body_bytes_max=config.serve.body_bytes_max,
-        containers=containers[0] if containers else None,
+    serve = config.serve
+    limits = WorkerLimits(
+        threads=serve.threads,
+        body_bytes_max=serve.body_bytes_max,
+        bodies_bytes_max=serve.body_bytes_max * BODIES_MAX,
+        requests_max=serve.requests_max,
+        connections_max=serve.connections_max,
+        client_s_max=serve.client_s_max,
     )
+    host = WorkerHost(state, limits, containers=containers[0] if containers else None)
     record = TwoCopy(disk, state, RECORD, DeploymentRecord).peek().value
-    models = record.models.values() if record is not None else ()
-    if any(model.active is not None and model.active.image is None for model in models):
-        host.prepare()  # the engine's library loads while the agent reads its spool
+    for name, model in record.models.items() if record is not None else ():
+        if model.active is not None and model.active.image is None:
+            # The engine's library and the model load while the agent reads its spool.
+            host.load_ahead(name, model.active, model.policy)
+            break
+    prestart.discard()
     return host
 
 
@@ -154,4 +166,8 @@ def prepare_state(state: Path) -> None:
 
 
 def _fetcher(url: str | None) -> Fetcher | None:
-    return HttpFetcher(url) if url else None
+    if not url:
+        return None
+    from edgekit_runtime.download import HttpFetcher  # noqa: PLC0415 - slow to import
+
+    return HttpFetcher(url)

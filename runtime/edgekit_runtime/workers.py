@@ -1,16 +1,17 @@
 """Starts workers and loads bundles into them: the agent's `Host`.
 
 The agent never loads a model itself, not for a self-test either. A worker is one process, or one
-container when the slot is an image, on one private socket; nothing is shared, so that killing it is
-a complete unload.
+container when the slot is an image, on one private socket. It shares a page of figures and the
+rings it counts in; killing it is a complete unload.
 """
 
 from __future__ import annotations
 
-import socket
+import contextlib
+import os
 import subprocess
-import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -20,11 +21,12 @@ from edgekit.contracts import digest as digests
 from edgekit.contracts.errors import BadInputError, BugError, EdgekitError, ResourceError
 from edgekit.contracts.messages import Policy, SlotRef
 from edgekit.engine.ports import EngineAwayError
-from edgekit_runtime import supervision, wire
+from edgekit_runtime import prestart, supervision, wire
+from edgekit_runtime.board import Board
 from edgekit_runtime.errors import UnsuitableError, WorkerEndedError
 from edgekit_runtime.launch import Launcher, WorkerHandle
 from edgekit_runtime.supervision import Ending, EndKind
-from edgekit_runtime.wire import FrameKind
+from edgekit_runtime.wire import Channel, Frame, FrameKind
 from edgekit_runtime.worker_model import WorkerModel
 
 LOAD_S_MAX = 300.0  # compiling an engine on a small board takes minutes; longer is a hang
@@ -38,20 +40,13 @@ class WorkerProcess:
     """A started worker. Ends when the socket is closed."""
 
     def __init__(self) -> None:
-        """Start it; the library it needs is loaded while the agent goes on.
+        """Start it, or take the one that was started ahead.
 
         Raises:
             ResourceError: no process or socket can be made.
         """
         try:
-            self.channel, theirs = socket.socketpair()
-            with theirs:
-                # Agent and worker run the same code from the same environment.
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "edgekit_runtime.worker", str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                )
+            self._process, self.channel = prestart.take()
         except OSError as exc:
             raise ResourceError(f"cannot start a worker process: {exc.strerror}") from exc
         self.pid = self._process.pid
@@ -68,7 +63,7 @@ class WorkerProcess:
 
     def hang_up(self) -> None:
         """Close our end: it finishes nothing more and exits."""
-        self._hung_up_at = monotonic()
+        self._hung_up_at = self._hung_up_at or monotonic()
         self.channel.close()
 
     def reap(self, *, now: float) -> bool:
@@ -87,53 +82,114 @@ class WorkerProcess:
         return supervision.describe_exit(code)
 
 
+@dataclass(frozen=True)
+class WorkerLimits:
+    """What each worker takes at once."""
+
+    threads: int
+    body_bytes_max: int
+    bodies_bytes_max: int
+    requests_max: int
+    connections_max: int
+    client_s_max: float
+
+
+class _Loading:
+    """A worker that was given its order."""
+
+    def __init__(self, process: WorkerHandle, order: wire.Order) -> None:
+        """Send it.
+
+        Raises:
+            ResourceError: no memory for its board.
+        """
+        self.process, self.order = process, order
+        self.channel = Channel(process.channel)
+        self.name = f"{order.model} {digests.short(order.ref.digest)}"
+        try:
+            descriptor = Board.create(order.connections_max)
+        except OSError as exc:
+            raise ResourceError(f"{self.name}: no memory for a worker: {exc.strerror}") from exc
+        self.board = Board(descriptor, order.connections_max)
+        load = Frame(FrameKind.LOAD, msgspec.json.encode(order), descriptors=(descriptor,))
+        with contextlib.suppress(OSError):  # that it is gone is noticed by whoever waits for it
+            self.channel.send(load)
+        os.close(descriptor)
+
+    def wait(self, timeout_s: float) -> wire.Facts:
+        """What it loaded. Raises like `Host.load`."""
+        channel, end = self.channel, monotonic() + timeout_s
+        try:
+            while True:
+                channel.socket.settimeout(max(0.001, end - monotonic()))
+                frames = channel.receive()
+                if frames is None:
+                    raise self._ended()
+                if frames:
+                    break
+        except TimeoutError as exc:
+            self.process.kill()
+            ending = Ending(EndKind.STUCK, f"it was not loaded within {timeout_s:g} s")
+            raise WorkerEndedError(f"{self.name}: {ending.reason}", ending) from exc
+        except OSError as exc:
+            raise self._ended() from exc
+        frame = frames[0]
+        if frame.kind == FrameKind.LOADED:
+            return msgspec.json.decode(frame.meta, type=wire.Facts)
+        if frame.kind != FrameKind.FAILED:
+            raise BugError(f"{self.name}: worker answered {frame.kind} to an order")
+        refusal = msgspec.json.decode(frame.meta, type=wire.Refusal)
+        raise _ERRORS[refusal.error](refusal.message, hint=refusal.hint)
+
+    def close(self) -> None:
+        """Hang up."""
+        self.channel.close()
+        self.process.hang_up()
+
+    def _ended(self) -> EdgekitError:
+        ending = self.process.wait()
+        if ending.kind is EndKind.OUTSIDE:
+            return EngineAwayError(f"{self.name}: while loading {ending.reason}")
+        return WorkerEndedError(f"{self.name}: while loading {ending.reason}", ending)
+
+
 class WorkerHost:
-    """`edgekit_runtime.ports.Host` over worker processes. Thread-safe."""
+    """`edgekit_runtime.ports.Host` over worker processes and containers. Thread-safe."""
 
     def __init__(
-        self,
-        root: Path,
-        *,
-        threads: int,
-        body_bytes_max: int,
-        containers: Launcher | None = None,
+        self, root: Path, limits: WorkerLimits, *, containers: Launcher | None = None
     ) -> None:
         self._root = root
+        self._limits = limits
         self._containers = containers
-        self._threads = threads
-        self._body_bytes_max = body_bytes_max
         self._lock = threading.Lock()
-        self._spare: WorkerProcess | None = None
+        self._ahead: _Loading | None = None
         self._started: list[WorkerHandle] = []
 
-    def prepare(self) -> None:
-        """Start a worker ahead of its first bundle, so that it imports while the agent does.
+    def load_ahead(self, model: str, ref: SlotRef, policy: Policy) -> None:
+        """Begin to load what `load` will be asked for first, while the agent starts.
 
         Raises:
             ResourceError: no process can be made.
         """
-        with self._lock:
-            self._spare = WorkerProcess()
-            self._started.append(self._spare)
+        process = self._process()
+        self._ahead = _Loading(process, self._order(model, ref, policy, tested=False))
 
     def load(self, model: str, ref: SlotRef, policy: Policy, *, tested: bool) -> WorkerModel:
         """See `Host.load`."""
-        process, root = self._start(model, ref, policy)
-        order = wire.Order(
-            root=root,
-            model=model,
-            ref=ref,
-            threads=self._threads,
-            tested=tested,
-            memory_bytes_max=policy.worker_bytes_max,
-            body_bytes_max=self._body_bytes_max,
-        )
+        order = self._order(model, ref, policy, tested=tested)
+        with self._lock:
+            ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.order != order:
+            ahead.close()
+            ahead = None
+        loading = ahead or _Loading(self._start(model, ref, policy), order)
         try:
-            facts = _load(process, order, LOAD_S_MAX)
+            facts = loading.wait(LOAD_S_MAX)
         except EdgekitError:
-            process.hang_up()
+            loading.close()
             raise
-        return WorkerModel(process, facts, policy)
+        return WorkerModel(loading.process, loading.channel, loading.board, facts, policy)
 
     def reap(self) -> None:
         """Collect workers that have ended; called now and then."""
@@ -154,10 +210,25 @@ class WorkerHost:
                 sleep(0.02)  # its container is being removed
             worker.channel.close()
 
-    def _start(self, model: str, ref: SlotRef, policy: Policy) -> tuple[WorkerHandle, str]:
-        """A worker for ``ref``, and where its bundle lies as that worker sees it."""
+    def _order(self, model: str, ref: SlotRef, policy: Policy, *, tested: bool) -> wire.Order:
+        limits, inside = self._limits, self._containers if ref.image is not None else None
+        return wire.Order(
+            root=inside.root if inside is not None else str(self._root),
+            model=model,
+            ref=ref,
+            threads=limits.threads,
+            tested=tested,
+            memory_bytes_max=policy.worker_bytes_max,
+            body_bytes_max=limits.body_bytes_max,
+            bodies_bytes_max=limits.bodies_bytes_max,
+            requests_max=limits.requests_max,
+            connections_max=limits.connections_max,
+            client_s_max=limits.client_s_max,
+        )
+
+    def _start(self, model: str, ref: SlotRef, policy: Policy) -> WorkerHandle:
         if ref.image is None:
-            return self._take(), str(self._root)
+            return self._process()
         if self._containers is None:
             raise UnsuitableError(
                 f"{model}: is an image, and no container engine is configured here",
@@ -166,49 +237,10 @@ class WorkerHost:
         worker = self._containers.start(model, ref, policy)
         with self._lock:
             self._started.append(worker)
-        return worker, self._containers.root
+        return worker
 
-    def _take(self) -> WorkerProcess:
+    def _process(self) -> WorkerProcess:
+        process = WorkerProcess()
         with self._lock:
-            spare, self._spare = self._spare, None
-            if spare is not None and spare.ending() is None:
-                return spare
-            fresh = WorkerProcess()
-            self._started.append(fresh)
-            return fresh
-
-
-def _load(process: WorkerHandle, order: wire.Order, timeout_s: float) -> wire.Facts:
-    name = f"{order.model} {digests.short(order.ref.digest)}"
-    channel, end = process.channel, monotonic() + timeout_s
-    reader = wire.Reader()
-    try:
-        channel.sendall(wire.head(FrameKind.LOAD, 0, msgspec.json.encode(order), 0))
-        while True:
-            channel.settimeout(max(0.001, end - monotonic()))
-            count = channel.recv_into(reader.room())
-            if not count:
-                raise _ended(process, name)
-            frames = reader.received(count)
-            if frames:
-                break
-    except TimeoutError as exc:
-        process.kill()
-        ending = Ending(EndKind.STUCK, f"it was not loaded within {timeout_s:g} s")
-        raise WorkerEndedError(f"{name}: {ending.reason}", ending) from exc
-    except OSError as exc:
-        raise _ended(process, name) from exc
-    frame = frames[0]
-    if frame.kind == FrameKind.LOADED:
-        return msgspec.json.decode(frame.meta, type=wire.Facts)
-    if frame.kind != FrameKind.FAILED:
-        raise BugError(f"{name}: worker answered {frame.kind} to an order")
-    refusal = msgspec.json.decode(frame.meta, type=wire.Refusal)
-    raise _ERRORS[refusal.error](refusal.message, hint=refusal.hint)
-
-
-def _ended(process: WorkerHandle, name: str) -> EdgekitError:
-    ending = process.wait()
-    if ending.kind is EndKind.OUTSIDE:
-        return EngineAwayError(f"{name}: while loading {ending.reason}")
-    return WorkerEndedError(f"{name}: while loading {ending.reason}", ending)
+            self._started.append(process)
+        return process

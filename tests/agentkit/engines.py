@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import socket
 import threading
 from dataclasses import dataclass, field, replace
@@ -116,10 +117,12 @@ class MemoryEngine:
         with socket.socket(socket.AF_UNIX) as channel:
             channel.connect(str(folder / "s"))
             container.channel = channel
-            reader = wire.Reader()
-            while count := channel.recv_into(reader.room()):
-                for frame in reader.received(count):
-                    channel.sendall(_answer(frame, facts, refuse=self.behave == "refuse"))
+            frames = wire.Channel(channel)
+            while (received := frames.receive()) is not None:
+                for frame in received:
+                    for descriptor in frame.descriptors:
+                        os.close(descriptor)
+                    frames.send(_answer(facts, refuse=self.behave == "refuse"))
             container.channel = None
         container.end(0)
 
@@ -152,7 +155,7 @@ class MemoryEngine:
         return [n for n, c in self.running.items() if c.spec.labels.get(label) == value]
 
 
-def _answer(frame: wire.Frame, facts: ImageFacts, *, refuse: bool) -> bytes:
+def _answer(facts: ImageFacts, *, refuse: bool) -> wire.Frame:
     if refuse:
         refusal = wire.Refusal(error="UnsuitableError", message="golden set: 8 of 8 differ")
         meta, kind = msgspec.json.encode(refusal), FrameKind.FAILED
@@ -163,4 +166,4 @@ def _answer(frame: wire.Frame, facts: ImageFacts, *, refuse: bool) -> bytes:
         )  # fmt: skip
         found = wire.Facts(manifest=manifest, contract=layouts.contract())
         meta, kind = msgspec.json.encode(found), FrameKind.LOADED
-    return wire.head(kind, frame.seq, meta, 0)
+    return wire.Frame(kind, meta)

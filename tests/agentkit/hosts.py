@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from edgekit.contracts.oci import LayoutReader
 from edgekit_runtime import fitness
+from edgekit_runtime.clock import SystemClock
+from edgekit_runtime.session import Place, Session
 
 
 class LocalHost:
@@ -13,3 +15,10 @@ class LocalHost:
     def load(self, model, ref, _policy, *, tested):
         load = fitness.load_tested if tested else fitness.load
         return load(self._blobs, model, ref, 1)
+
+
+def hosted(serving) -> Session:
+    """What a host in this process does with what ``serving`` wants."""
+    live = serving.live
+    regions = serving.shelf.lend(live.region)
+    return Session(live.loaded, Place.of(live.ref.version, live.slot, regions), SystemClock())

@@ -7,14 +7,13 @@ import pytest
 from agentkit import layouts
 from agentkit.disks import FaultyDisk, PowerCut
 from agentkit.fetchers import LocalFetcher
-from agentkit.hosts import LocalHost
+from agentkit.hosts import LocalHost, hosted
 
 from edgekit.contracts import digest
 from edgekit.contracts.errors import EdgekitError
 from edgekit.contracts.messages import Deployment, Desired, Policy, VariantRef
 from edgekit.contracts.states import DeviceState, SlotState
 from edgekit_runtime import deployer as module
-from edgekit_runtime import session
 from edgekit_runtime.agent import emit
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.counting import Counting
@@ -75,6 +74,7 @@ class Device:
                 fetcher=lambda _url: LocalFetcher(layout),
                 emit=lambda record: emit(self.spool, record),
                 wake=lambda: None,
+                serving_changed=lambda _serving: None,
             )
         )
 
@@ -96,7 +96,7 @@ class Device:
 
     def infer(self, count: int) -> None:
         for _ in range(count):
-            session.infer(self.serving, {"x": np.zeros((1, 4), np.float32)})
+            hosted(self.serving).infer({"x": np.zeros((1, 4), np.float32)})
         self.settle()
 
     @property
@@ -217,7 +217,7 @@ def test_nan_outputs_on_trial_revert(tmp_path, layout):
     device.deploy(2, bad, "v2")
     huge = np.full((1, 4), 3e38, np.float32)  # legal float32 that overflows inside the model
     for _ in range(3):
-        session.infer(device.serving, {"x": huge})
+        hosted(device.serving).infer({"x": huge})
     device.settle()
     assert device.model.state is SlotState.ROLLED_BACK
     assert "NaN rate" in device.model.failed[bad].reason

@@ -9,13 +9,14 @@ import pytest
 from agentkit import layouts
 from agentkit.disks import FaultyDisk, PowerCut
 from agentkit.engines import MemoryEngine
+from agentkit.hosts import hosted
 
 from edgekit.contracts.errors import BadInputError, EdgekitError
 from edgekit.contracts.messages import Deployment, Desired, Policy, VariantRef
 from edgekit.contracts.oci import LayoutReader
 from edgekit.contracts.states import SlotState
 from edgekit_runtime import deployer as module
-from edgekit_runtime import fitness, session
+from edgekit_runtime import fitness
 from edgekit_runtime.agent import emit
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.containers.launcher import AGENT_LABEL, ContainerLauncher, local_name
@@ -101,6 +102,7 @@ class Device:
                 fetcher=lambda _url: None,  # no artifact server: whatever comes is an image
                 emit=lambda record: emit(self.spool, record),
                 wake=lambda: None,
+                serving_changed=lambda _serving: None,
                 images=ImageSlots(engine, launcher, "me"),
             )
         )
@@ -120,7 +122,7 @@ class Device:
 
     def infer(self, count: int) -> None:
         for _ in range(count):
-            session.infer(self.deployer.servings["meter"], {"x": np.zeros((1, 4), np.float32)})
+            hosted(self.deployer.servings["meter"]).infer({"x": np.zeros((1, 4), np.float32)})
         self.settle()
 
     @property

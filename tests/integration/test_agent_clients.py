@@ -7,8 +7,10 @@ import os
 import random
 import socket
 import struct
+import threading
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,6 +168,46 @@ def test_a_half_closed_client_still_gets_its_answer(served):
     assert answer.startswith(b"HTTP/1.1 200")
 
 
+def test_one_connection_is_answered_by_agent_and_worker_in_turn(served):
+    """Metadata is the agent's, inference the worker's: the connection moves, in order."""
+    ready = b"GET /v2/models/meter/ready HTTP/1.1\r\nHost: x\r\n\r\n"
+    infer = _infer_request(GOOD, close=False)
+    chunked = _infer_request(
+        b"%x\r\n%s\r\n0\r\n\r\n" % (len(GOOD), GOOD), "Transfer-Encoding: chunked", close=False
+    )
+    unknown = infer.replace(b"meter/infer", b"other/infer")
+    sent = [ready, infer, infer, unknown, chunked, ready, ready, infer] * 20
+    last = b"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    wanted = {ready: b"200", infer: b"200", unknown: b"404", chunked: b"200"}
+    together = _exchange(served, b"".join(sent) + last)
+    assert _statuses(together) == [wanted[each] for each in sent] + [b"200"]
+    with _connect(served) as connection:
+        for each in sent:
+            connection.sendall(each[:20])
+            time.sleep(0.001)
+            connection.sendall(each[20:])
+            assert connection.recv(65536)[9:12] == wanted[each]
+
+
+def test_thousands_of_requests_sent_ahead_are_all_answered(served):
+    ready = b"GET /v2/health/live HTTP/1.1\r\n\r\n"
+    for each in (ready, _infer_request(GOOD, close=False)):
+        with _connect(served) as connection:
+            sender = threading.Thread(target=connection.sendall, args=(each * 3000,))
+            sender.start()
+            data = b""
+            while data.count(b"HTTP/1.1 200") < 3000:
+                part = connection.recv(1 << 16)
+                assert part
+                data += part
+            sender.join()
+    assert served.process.poll() is None
+
+
+def _statuses(data: bytes) -> list[bytes]:
+    return [part[:3] for part in data.split(b"HTTP/1.1 ")[1:]]
+
+
 def test_a_head_without_end_is_refused(served):
     with _connect(served) as connection:
         try:
@@ -253,6 +295,15 @@ def _mutate(generator: random.Random, seeds: list[bytes]) -> bytes:
     return bytes(data)
 
 
+def _sizes(served) -> list[int]:
+    """Of the agent and its worker."""
+    pid = served.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    children += [child for task in threads for child in (task / "children").read_text().split()]
+    return [process_facts.rss_bytes(each) or 0 for each in {pid, *map(int, children)}]
+
+
 _TOKENS = [
     b"NaN", b"-1", b"1e400", b"null", b"[", b"]", b"{", b'"', b"\\u0000", b"\xff", b"9" * 30,
     b"Content-Length: 0\r\n", b"Transfer-Encoding: chunked\r\n", b"\r\n\r\n", b"\x00",
@@ -276,7 +327,7 @@ def test_fuzzed_requests_never_crash_it_never_500_and_memory_stays(served):
     size = None
     for number in range(FUZZED):
         if number == FUZZED // 3:
-            size = process_facts.rss_bytes(served.process.pid)
+            size = sum(_sizes(served))
         with _connect(served) as connection:
             try:
                 connection.sendall(_mutate(generator, seeds))
@@ -289,4 +340,4 @@ def test_fuzzed_requests_never_crash_it_never_500_and_memory_stays(served):
     assert b"500" not in codes, (seed, codes)
     assert codes.get(b"400", 0) > 0
     wait_for(lambda: served.infer(None)[0] == 200, what="serves on")
-    assert process_facts.rss_bytes(served.process.pid) < size + 16e6
+    assert sum(_sizes(served)) < size + 16e6

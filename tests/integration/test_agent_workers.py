@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from agentkit import bad_models, layouts
-from agentkit.world import QUICK, World, wait_for
+from agentkit.world import QUICK, UnixConnection, World, wait_for
 
 from edgekit.contracts.messages import DeviceEvent, SlotEvent
 
@@ -174,6 +175,30 @@ def test_a_killed_worker_of_a_proven_model_is_back_and_nothing_is_miscounted(wor
     assert {status for status, _ in failures} == {503}  # never a broken connection
     assert world.manager.model("dev-1").state.value == "CONFIRMED"
     _counted_is_answered(world, answered, 0)
+
+
+def test_a_connection_that_waits_for_nothing_outlives_a_killed_worker(world, writer):
+    agent, _ = _confirm_first(world, writer)
+    connection = UnixConnection(agent.socket)
+
+    def ask() -> int:
+        body = {
+            "inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]
+        }
+        connection.request("POST", "/v2/models/meter/infer", json.dumps(body))
+        response = connection.getresponse()
+        response.read()
+        assert not response.will_close or response.status == 503
+        return response.status
+
+    assert ask() == 200
+    kept = connection.sock
+    assert agent.infer(None)[0] == 200  # the worker is done with the first one by now
+    os.kill(_workers(agent)[0], signal.SIGKILL)
+    time.sleep(0.5)  # noticed by now; if not, a 503 would close the connection
+    wait_for(lambda: ask() == 200, what="the next worker answers")
+    assert connection.sock is kept
+    connection.close()
 
 
 def test_a_proven_model_that_keeps_crashing_gives_way_to_its_fallback(world, writer):

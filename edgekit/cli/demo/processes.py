@@ -160,13 +160,26 @@ class Daemons:
 
 def resident_mb(pid: int) -> float:
     """Resident set of a process and all it started, in MB, from ``/proc``."""
-    root = Path(f"/proc/{pid}")
-    for line in (root / "status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            children = {child for task in root.glob("task/*/children") for child in _pids(task)}
-            return int(line.split()[1]) / 1024.0 + sum(resident_mb(child) for child in children)
-    raise UnavailableError(f"/proc/{pid}/status has no VmRSS")
+    own = _own_mb(pid)
+    if own is None:
+        raise UnavailableError(f"/proc/{pid}/status has no VmRSS")
+    return own + sum(_family_mb(child) for child in _children(pid))
 
 
-def _pids(path: Path) -> list[int]:
-    return [int(word) for word in path.read_text().split()]
+def _family_mb(pid: int) -> float:
+    """Like `resident_mb`; a child may have ended, and then holds nothing."""
+    try:
+        return (_own_mb(pid) or 0.0) + sum(_family_mb(child) for child in _children(pid))
+    except OSError:
+        return 0.0
+
+
+def _own_mb(pid: int) -> float | None:
+    text = Path(f"/proc/{pid}/status").read_text()
+    line = next((line for line in text.splitlines() if line.startswith("VmRSS:")), None)
+    return None if line is None else int(line.split()[1]) / 1024.0
+
+
+def _children(pid: int) -> set[int]:
+    tasks = Path(f"/proc/{pid}").glob("task/*/children")
+    return {int(word) for task in tasks for word in task.read_text().split()}

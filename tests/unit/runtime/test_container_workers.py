@@ -16,7 +16,7 @@ from edgekit_runtime.containers.launcher import AGENT_LABEL, ContainerLauncher
 from edgekit_runtime.containers.slots import ImageSlots
 from edgekit_runtime.errors import UnsuitableError, WorkerEndedError
 from edgekit_runtime.supervision import EndKind
-from edgekit_runtime.workers import WorkerHost
+from edgekit_runtime.workers import WorkerHost, WorkerLimits
 
 BUNDLE = "sha256:" + "b" * 64
 
@@ -32,7 +32,15 @@ def engine(monkeypatch):
 def parts(engine, tmp_path):
     launcher = ContainerLauncher(engine, tmp_path / "containers", "me")
     slots = ImageSlots(engine, launcher, "me")
-    host = WorkerHost(tmp_path, threads=1, body_bytes_max=1000, containers=launcher)
+    limits = WorkerLimits(
+        threads=1,
+        body_bytes_max=1000,
+        bodies_bytes_max=1000,
+        requests_max=8,
+        connections_max=8,
+        client_s_max=1.0,
+    )
+    host = WorkerHost(tmp_path, limits, containers=launcher)
     return launcher, slots, host
 
 

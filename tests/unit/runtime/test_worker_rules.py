@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import socket
 
 import pytest
 from hypothesis import given
@@ -14,10 +17,8 @@ from edgekit.contracts.states import SlotState
 from edgekit_runtime import steps, supervision, wire
 from edgekit_runtime.planner import Ended, Facts, plan
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
-from edgekit_runtime.region import Kind
-from edgekit_runtime.serving import Observation
 from edgekit_runtime.supervision import Crashes, Ending, EndKind
-from edgekit_runtime.wire import FrameKind
+from edgekit_runtime.wire import Frame, FrameKind
 
 CRASH = Ending(EndKind.CRASH, "its worker was ended by SIGSEGV")
 STUCK = Ending(EndKind.STUCK, "an inference did not end within 10 s")
@@ -36,46 +37,71 @@ def _plan(ended, **changes):
     return plan(_record(**changes), None, Facts(targets=("t",), ends={"m": ended}))
 
 
-def _feed(reader, data):
-    found = []
-    while data:
-        room = reader.room()
-        count = min(len(room), len(data))
-        room[:count] = data[:count]
-        found += reader.received(count)
-        data = data[count:]
+@pytest.fixture
+def pair():
+    ours, theirs = socket.socketpair()
+    ends = wire.Channel(ours), wire.Channel(theirs)
+    yield ends
+    for end in ends:
+        end.close()
+
+
+def _exchange(pair, frames):
+    """Send without waiting while the other end reads: neither buffer may be large enough."""
+    ours, theirs = pair
+    for end in pair:
+        end.socket.setblocking(False)
+    found, left = [], list(frames)
+    while len(found) < len(frames):
+        if left:
+            ours.send(left.pop(0))
+        ours.flush()
+        with contextlib.suppress(BlockingIOError):
+            found += theirs.receive()
     return found
 
 
-@given(
-    st.lists(st.tuples(st.binary(max_size=40), st.integers(0, 200_000)), max_size=8),
-    st.lists(st.sampled_from([1, 7, 97, 4096, 70_000]), min_size=1),
-)
-def test_frames_survive_any_cut_of_the_stream(parts, cuts):
-    bodies = [bytes([number]) * length for number, (_, length) in enumerate(parts)]
-    stream = b"".join(
-        wire.head(FrameKind.INFER, seq, meta, len(body)) + body
-        for seq, ((meta, _), body) in enumerate(zip(parts, bodies, strict=True))
-    )
-    reader, found, turn, start = wire.Reader(), [], 0, 0
-    while start < len(stream):
-        size = max(cuts[turn % len(cuts)], len(stream) // 2000)
-        found += _feed(reader, stream[start : start + size])
-        start, turn = start + size, turn + 1
-    wanted = [(n, meta, bodies[n]) for n, (meta, _) in enumerate(parts)]
-    assert [(f.seq, f.meta, f.body) for f in found] == wanted
+@given(st.lists(st.tuples(st.binary(max_size=40), st.integers(0, 300_000)), max_size=6))
+def test_frames_arrive_whole_whatever_the_socket_cuts(parts):
+    ours, theirs = socket.socketpair()
+    ends = wire.Channel(ours), wire.Channel(theirs)
+    frames = [
+        Frame(FrameKind.TAKE, meta, bytes([number]) * length)
+        for number, (meta, length) in enumerate(parts)
+    ]
+    assert _exchange(ends, frames) == frames
+    for end in ends:
+        end.close()
 
 
-def test_a_frame_that_is_not_ours_is_refused():
+def test_each_frame_arrives_with_its_own_descriptors(pair):
+    readers, frames = [], []
+    for number in range(40):
+        reader, writer = os.pipe()
+        os.write(writer, bytes([number]))
+        os.close(writer)
+        readers.append(reader)
+        descriptors = (reader,) if number % 3 else ()
+        frames.append(Frame(FrameKind.TAKE, b"", b"x" * number * 700, descriptors))
+    for number, frame in enumerate(_exchange(pair, frames)):
+        assert len(frame.descriptors) == (1 if number % 3 else 0)
+        for descriptor in frame.descriptors:
+            assert os.read(descriptor, 1) == bytes([number])
+            os.close(descriptor)
+    for reader in readers:
+        os.close(reader)
+
+
+def test_a_frame_that_is_not_ours_is_refused(pair):
+    ours, theirs = pair
+    ours.socket.sendall(b"\xff" * 64)
     with pytest.raises(BugError):
-        _feed(wire.Reader(), b"\xff" * 64)
+        theirs.receive()
 
 
-def test_an_answer_carries_what_is_to_be_counted():
-    seen = Observation(Kind.PREDICTION, 2**63, 12.5, 7, 0.25, 3)
-    meta = wire.pack_answer(200, -1, seen)
-    found = wire.unpack_answer(wire.Frame(FrameKind.ANSWER, 1, meta, b"x"))
-    assert (found.status, found.json_length, found.body, found.seen) == (200, -1, b"x", seen)
+def test_the_end_of_the_other_side_is_told(pair):
+    pair[0].close()
+    assert pair[1].receive() is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""What a worker answers to requests for its model: inference and feedback."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from edgekit.contracts import codec
+from edgekit.contracts.errors import BadInputError, EdgekitError
+from edgekit_runtime import oip
+from edgekit_runtime.contract_facts import scored_output
+from edgekit_runtime.http1 import HttpError, Reply, Request
+from edgekit_runtime.journal import hash_id
+from edgekit_runtime.oip import Route
+from edgekit_runtime.region import Kind
+from edgekit_runtime.replies import check_version, failed, only
+from edgekit_runtime.session import Session
+
+log = logging.getLogger(__name__)
+
+
+class Answerer:
+    """Belongs to one loaded model."""
+
+    def __init__(self, model: str, session: Session, body_bytes_max: int) -> None:
+        self._model = model
+        self._session = session
+        self._body_bytes_max = body_bytes_max
+        self.seen: tuple[Kind, float] | None = None  # kind and latency of the newest inference
+
+    def answer(self, request: Request, route: Route) -> Reply:
+        """The answer to ``request``; problems are answers, too.
+
+        Raises:
+            MemoryError: this process is done for.
+        """
+        self.seen = None
+        try:
+            only(request, "POST")
+            check_version(route, self._session.place.version)
+            if route.action == "infer":
+                return self._infer(request)
+            return self._feedback(request)
+        except HttpError as exc:
+            return Reply(exc.status, oip.error(exc.message), exc.headers)
+        except EdgekitError as exc:
+            return failed(exc)
+
+    def _infer(self, request: Request) -> Reply:
+        length = oip.ALL_JSON if request.json_length is None else request.json_length
+        asked, arrays = oip.parse_infer(request.body, self._body_bytes_max, length)
+        oip.check_outputs(asked, self._session.predictor.model.output_names)
+        seen = self._session.call(arrays, hash_id(asked.id))
+        self.seen = seen.kind, seen.latency_us
+        if seen.error is not None:
+            if seen.kind is Kind.REJECTED:
+                return Reply(400, oip.error(seen.error.message))
+            log.error("%s %s: %s", self._model, self._session.place.version, seen.error.message)
+            return Reply(500, oip.error(seen.error.message))
+        place = self._session.place
+        label = oip.Label(self._model, place.version, place.slot)
+        json_length, body = oip.answer(label, seen.outputs, seen.flags, asked, counted=seen.counted)
+        if json_length == oip.ALL_JSON:
+            return Reply(200, body)
+        kind = "application/octet-stream"
+        headers = {"inference-header-content-length": str(json_length), "content-type": kind}
+        return Reply(200, body, headers)
+
+    def _feedback(self, request: Request) -> Reply:
+        feedback = codec.decode(oip.Feedback, bytes(request.body), what="feedback")
+        label = feedback.label
+        if isinstance(label, str):
+            names = scored_output(self._session.predictor.contract).labels
+            if label not in names:
+                known = ", ".join(names[:20]) or "none"
+                raise BadInputError(f"feedback: label {label[:80]!r} is not one of: {known}")
+            label = names.index(label)
+        if not 0 <= label < 2**31:
+            raise BadInputError(f"feedback: label {label} is not a class number")
+        right = self._session.feedback(feedback.id, label)
+        if right is None:
+            raise HttpError(404, f"request id {feedback.id[:80]!r} is not (or no longer) known")
+        return Reply(200, msgspec.json.encode({"id": feedback.id, "correct": right}))

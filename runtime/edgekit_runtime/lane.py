@@ -1,0 +1,135 @@
+"""Lane: which worker answers for one model, and how one takes over from another.
+
+A switch fails no request and counts each once: the worker that served gives back its connections,
+and whatever it has not answered with them; only then does the next one begin to count, with every
+request id that was counted before. Connections wait meanwhile: as long as one inference takes, at
+most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto
+
+import msgspec
+
+from edgekit_runtime.loop import Loop
+from edgekit_runtime.serving import Live, Serving
+from edgekit_runtime.supervision import Ending
+from edgekit_runtime.wire import Frame, FrameKind, Grant
+from edgekit_runtime.worker_model import WorkerModel
+
+
+class Phase(Enum):
+    """Where connections for the model go."""
+
+    CLOSED = auto()  # nothing serves: they are told so
+    STARTING = auto()  # they wait for the worker that begins
+    OPEN = auto()  # to the worker
+    DRAINING = auto()  # they wait for the worker that ends, and then the next one
+
+
+class Lane:
+    """Belongs to the front's thread."""
+
+    def __init__(
+        self,
+        serving: Serving,
+        loop: Loop,
+        *,
+        connection: Callable[[WorkerModel, Frame], None],
+        ended: Callable[[WorkerModel, Ending], None],
+        left: Callable[[WorkerModel, Live], None],
+        settled: Callable[[Lane], None],
+    ) -> None:
+        """A lane without a worker.
+
+        Args:
+            serving: what is wanted.
+            loop: the front's.
+            connection: a worker has given back or ended a connection.
+            ended: a worker has ended untold.
+            left: a worker was retired and holds no unanswered request.
+            settled: connections that waited can go on.
+        """
+        self.serving = serving
+        self.phase = Phase.CLOSED
+        self.worker: WorkerModel | None = None
+        self.live: Live | None = None  # what the worker was told to serve
+        self._stopping = False
+        self._loop = loop
+        self._connection = connection
+        self._ended = ended
+        self._left = left
+        self._settled = settled
+
+    @property
+    def waits(self) -> bool:
+        """Whether connections have to wait."""
+        return self.phase in (Phase.STARTING, Phase.DRAINING)
+
+    def sync(self) -> None:
+        """Bring about what is wanted now."""
+        if self.waits or self._stopping:
+            return  # and then again, or never
+        wanted = self.serving.live
+        loaded = wanted.loaded if wanted is not None else None
+        if not isinstance(loaded, WorkerModel) or loaded.failure is not None:
+            wanted, loaded = None, None
+        if self.worker is None:
+            if wanted is not None and loaded is not None:
+                self.worker = loaded
+                self.phase = Phase.STARTING
+                loaded.attach(self._loop, self._said, self._failed)
+                self._grant(loaded, wanted)
+        elif loaded is not self.worker:
+            self.phase = Phase.DRAINING
+            self.worker.send(Frame(FrameKind.RETIRE))
+        elif wanted is not None and wanted is not self.live:
+            self._grant(self.worker, wanted)
+
+    def drain(self) -> None:
+        """Have everything received answered, then retire; the agent stops."""
+        self._stopping = True
+        if self.worker is not None and self.phase is not Phase.DRAINING:
+            self.phase = Phase.DRAINING
+            self.worker.send(Frame(FrameKind.RETIRE, b"answer"))
+
+    def _grant(self, worker: WorkerModel, live: Live) -> None:
+        self.live, worker.region = live, live.region
+        descriptors = tuple(region.descriptor for region in self.serving.shelf.lend(live.region))
+        grant = Grant(slot=live.slot, version=live.ref.version)
+        worker.send(Frame(FrameKind.SERVE, msgspec.json.encode(grant), b"", descriptors))
+
+    def _said(self, worker: WorkerModel, frame: Frame) -> None:
+        if frame.kind in (FrameKind.BACK, FrameKind.GONE):
+            self._connection(worker, frame)
+        elif worker is not self.worker:
+            return
+        elif frame.kind == FrameKind.SERVING:
+            self.serving.shelf.loan_taken()
+            if self.phase is Phase.STARTING:
+                self._enter(Phase.OPEN)
+        elif frame.kind == FrameKind.RETIRED:
+            assert self.live is not None
+            self._left(worker, self.live)
+            self._enter(Phase.CLOSED)
+
+    def _failed(self, worker: WorkerModel, ending: Ending) -> None:
+        if worker is self.worker:
+            assert self.live is not None
+            self._left(worker, self.live)
+            self._enter(Phase.CLOSED, before=lambda: self._ended(worker, ending))
+        else:
+            self._ended(worker, ending)
+
+    def _enter(self, phase: Phase, before: Callable[[], None] | None = None) -> None:
+        self.phase = phase
+        if phase is Phase.CLOSED:
+            self.serving.shelf.loan_returned()
+            self.worker = self.live = None
+        if before is not None:
+            before()
+        self.sync()
+        if not self.waits:
+            self._settled(self)

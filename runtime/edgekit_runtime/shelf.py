@@ -1,0 +1,63 @@
+"""Shelf: the regions of one model on the agent's side, and which of them a worker has been lent."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from edgekit_runtime.region import Region
+
+OLD_REGIONS_MAX = 4  # kept for re-sent ids and late labels; each is 148 KiB
+
+
+class Shelf:
+    """Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._regions: list[Region] = []
+        self._lent: list[Region] = []  # a worker may write to these
+        self._newest_loan: list[Region] = []
+
+    def add(self, region: Region) -> None:
+        """Make ``region`` known; the newest is last."""
+        with self._lock:
+            self._regions.append(region)
+
+    def regions(self) -> list[Region]:
+        """Oldest first."""
+        with self._lock:
+            return list(self._regions)
+
+    def lend(self, current: Region) -> Sequence[Region]:
+        """What a worker that counts in ``current`` is to know: that, and the newest few others."""
+        with self._lock:
+            others = [region for region in reversed(self._regions) if region is not current]
+            self._newest_loan = [current, *others[:OLD_REGIONS_MAX]]
+            self._lent += self._newest_loan
+            return tuple(self._newest_loan)
+
+    def loan_taken(self) -> None:
+        """The worker uses the newest loan, and no earlier one any more."""
+        with self._lock:
+            self._lent = list(self._newest_loan)
+
+    def loan_returned(self) -> None:
+        """No worker counts."""
+        with self._lock:
+            self._lent = []
+
+    def retire(self, keep: Region | None) -> list[Region]:
+        """Drop and return drained regions beyond the newest few, but ``keep`` and what is lent."""
+        with self._lock:
+            idle = [
+                region
+                for region in self._regions
+                if region is not keep
+                and region.head == region.tail
+                and region.overflow[0] == region.overflow[1]
+            ]
+            gone = idle[: max(0, len(idle) - OLD_REGIONS_MAX)]
+            gone = [region for region in gone if region not in self._lent]
+            self._regions = [region for region in self._regions if region not in gone]
+            return gone
