@@ -131,3 +131,12 @@ def test_an_old_base_is_named_with_its_mend(place, built):
     assert "needs glibc 2." in done.stderr
     assert "hint: use debian" in done.stderr
     assert not (place / "bad").exists()
+
+
+def test_without_an_engine_the_error_says_where_it_was_looked_for(place, built, monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+    for words in (("load", "one@meter-1-rpi5"), ("selftest", "x:1"), ("push", "x:1", "h.x/m:1")):
+        done = image(place, *words)
+        assert done.returncode == 5, done.stderr
+        assert "no container engine answers at unix:///nonexistent/docker.sock" in done.stderr
+        assert "hint: is it running? start it, or name another with DOCKER_HOST" in done.stderr
