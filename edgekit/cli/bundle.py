@@ -101,6 +101,36 @@ def diff(
     )
 
 
+@app.command()
+def delta(
+    old: Annotated[str, typer.Argument(metavar="OLD[@REF]", help="What devices hold.")],
+    new: Annotated[str, typer.Argument(metavar="NEW[@REF]", help="What they are to run.")],
+    *,
+    out: Annotated[Path, typer.Option(help="OCI layout folder to write to; may be NEW's.")],
+    tag: Annotated[str | None, typer.Option(help="Reference of the delta there.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write patches of the files that changed, where they are shorter than the files.
+
+    `edgekit release publish` does this for the versions in the field. A delta is an OCI artifact
+    that refers to NEW: push it into the same repository of any registry.
+    """
+    with output.needs("delta"):
+        from edgekit.cli import deltas
+        from edgekit.package import delta as making
+        from edgekit.package import reader
+    before, after = reader.find(old), reader.find(new)
+    name = tag or f"delta-{digest.short(before.digest)}-{digest.short(after.digest)}"
+    found = making.make(before, after, out, tag=name)
+    if json:
+        output.emit_json(found)
+        return
+    rows = [[f.path, str(f.full_bytes), _size(f.patch_bytes)] for f in found.files]
+    output.emit(output.table(["CHANGED FILE", "BYTES", "PATCH BYTES"], rows))
+    output.emit(f"{out}@{name}  {found.digest}")
+    output.emit(deltas.sentence(found))
+
+
 def _size(size: int | None) -> str:
     return "-" if size is None else str(size)
 

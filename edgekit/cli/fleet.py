@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from edgekit.cli import output, rollout
+from edgekit.cli import output, rollout, token
 
 app = typer.Typer(no_args_is_help=True, help="Run a fleet manager and talk to it.")
 app.add_typer(rollout.app, name="rollout")
+app.add_typer(token.app, name="token")
 
 Manager = Annotated[
     str | None,
@@ -32,6 +33,16 @@ def up(
     artifacts_url: Annotated[
         str | None,
         typer.Option(help="URL devices fetch bundles from [this manager's own]."),
+    ] = None,
+    artifacts: Annotated[
+        str | None,
+        typer.Option(help="Bucket for artifacts, s3://BUCKET/PREFIX [the data folder]."),
+    ] = None,
+    s3_endpoint: Annotated[
+        str | None, typer.Option(help="URL of an S3 server that is not Amazon's.")
+    ] = None,
+    device_broker: Annotated[
+        str | None, typer.Option(help="Broker as devices reach it, HOST:PORT [--broker].")
     ] = None,
     window_s: Annotated[float, typer.Option(help="Length of devices' telemetry windows.")] = 60.0,
     report_s: Annotated[float, typer.Option(help="Interval of devices' heartbeats.")] = 30.0,
@@ -57,6 +68,11 @@ def up(
         port=port,
         tenant=tenant,
         artifacts_url=artifacts_url,
+        artifacts=artifacts,
+        s3_endpoint=s3_endpoint,
+        device_broker=parse_host_port(device_broker, port_default=1883, what="--device-broker")
+        if device_broker
+        else None,
         window_s=window_s,
         report_s=report_s,
         require_broker=require_broker,

@@ -17,6 +17,7 @@ from edgekit.cli import (
     model,
     output,
     release,
+    runtime,
     targets,
     transfer,
 )
@@ -46,6 +47,7 @@ app.add_typer(image.app, name="image")
 app.command()(transfer.push)
 app.command()(transfer.pull)
 app.add_typer(release.app, name="release")
+app.add_typer(runtime.app, name="runtime")
 app.add_typer(fleet.app, name="fleet")
 app.add_typer(broker.app, name="broker")
 app.command()(doctor)

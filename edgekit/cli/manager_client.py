@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -33,6 +34,16 @@ _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 class _Problem(msgspec.Struct):
     error: str = ""
     hint: str | None = None
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle that devices run."""
+
+    target: str
+    digest: str
+    version: str
+    devices: int
+    repository: str | None
 
 
 def manager_url(given: str | None) -> str:
@@ -114,6 +125,11 @@ class ManagerClient:
         found: dict[str, Any] = self.get(f"/rollouts/{quote(name, safe='')}")
         return found
 
+    def _registry(self, repository: str, digest: str | None = None) -> Registry:
+        self.request("GET", "/v2/")  # says best what is wrong when the manager is not there
+        scheme, _, host = self.url.partition("://")
+        return Registry(Reference(scheme, host, repository, None, digest), environ={})
+
     def push_bundle(
         self,
         layout: oci.LayoutReader,
@@ -132,7 +148,26 @@ class ManagerClient:
         Raises:
             BadInputError: a blob is missing or altered; nothing refers to what was pushed.
         """
-        self.request("GET", "/v2/")  # says best what is wrong when the manager is not there
-        scheme, _, host = self.url.partition("://")
-        with Registry(Reference(scheme, host, repository, None, None), environ={}) as registry:
+        with self._registry(repository) as registry:
             transfer.push(registry, layout, manifest_digest, [manifest_digest], progress)
+
+    def push(
+        self, layout: oci.LayoutReader, repository: str, manifest_digest: str, names: list[str]
+    ) -> None:
+        """Push any artifact under ``names``; raises as `push_bundle`."""
+        with self._registry(repository) as registry:
+            transfer.push(registry, layout, manifest_digest, names, lambda _: None)
+
+    def pull_bundle(self, repository: str, manifest_digest: str, layout: Path) -> None:
+        """Pull a bundle into a layout folder.
+
+        Raises:
+            BadInputError: the manager does not hold it. UnavailableError: it is not there.
+        """
+        with self._registry(repository, manifest_digest) as registry:
+            transfer.pull(registry, layout, manifest_digest.partition(":")[2], lambda _: None)
+
+    def field(self, model: str) -> list[Held]:
+        """Which bundles of ``model`` devices run, the most frequent of a target first."""
+        raw = self.request("GET", f"/api/v1/models/{quote(model, safe='')}/field").content
+        return codec.decode(list[Held], raw, what=f"answer of {self.url}")

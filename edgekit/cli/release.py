@@ -9,6 +9,7 @@ import typer
 
 from edgekit.cli import output, release_file
 from edgekit.contracts import codec, digest
+from edgekit.contracts.errors import UsageError
 from edgekit.contracts.ids import check_name
 
 if TYPE_CHECKING:
@@ -67,39 +68,64 @@ def create(
 def publish(
     release: Annotated[str, typer.Argument(help="NAME.release.json, or NAME of one here.")],
     manager: Manager = None,
+    delta_from: Annotated[
+        list[str] | None,
+        typer.Option(help="LAYOUT[@REF] of a version devices hold; may be repeated."),
+    ] = None,
+    no_delta: Annotated[
+        bool, typer.Option("--no-delta", help="Make no deltas: devices fetch whole files.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Push a release's bundles and images, and announce it.
 
-    Doing it again sends only what is missing.
+    Doing it again sends only what is missing. Devices that hold a version fetch what changed: a
+    delta is made for the versions that most devices run, as the manager knows them, and for those
+    named by --delta-from.
     """
+    if no_delta and delta_from:
+        raise UsageError("--no-delta and --delta-from contradict each other")
     document, layouts = release_file.read(release_file.find(release))
     with output.needs("fleet"):
         from edgekit.cli.manager_client import ManagerClient
-    sent = skipped = 0
-
-    def progress(blob: Moved) -> None:
-        nonlocal sent, skipped
-        if not blob.transferred:
-            skipped += blob.size
-            return
-        sent += blob.size
-        output.note(f"  sent {digest.short(blob.digest)} ({blob.size / 1024:.0f} KiB)")
-
+    with output.needs("delta"):
+        from edgekit.cli import deltas
+    told = _Told()
     with ManagerClient(manager) as client:
         for number, (target, variant) in enumerate(sorted(document.variants.items()), start=1):
             output.note(f"bundle {number}/{len(document.variants)}: {target}")
             for reference in (variant, variant.image):
                 if reference is not None:
                     layout = release_file.holding(layouts, reference.digest)
-                    client.push_bundle(layout, reference.repository, reference.digest, progress)
+                    client.push_bundle(layout, reference.repository, reference.digest, told)
+        made = []
+        if not no_delta:
+            made = deltas.publish(client, document, layouts, delta_from or [], told)
         status, answer = client.post("/releases", codec.encode(document))
-    output.note(f"{sent / 1024:.0f} KiB sent, {skipped / 1024:.0f} KiB were there already")
+    output.note(
+        f"{told.sent / 1024:.0f} KiB sent, {told.skipped / 1024:.0f} KiB were there already"
+    )
     if as_json:
-        output.emit_json(answer)
-    else:
-        told = "published" if status == 201 else "was published already"
-        output.emit(f"release {document.name}: {told}")
+        output.emit_json({**answer, "deltas": made})
+        return
+    if made:
+        output.emit(deltas.table(made))
+    word = "published" if status == 201 else "was published already"
+    output.emit(f"release {document.name}: {word}")
+
+
+class _Told:
+    """Sums up what moves, and says it."""
+
+    def __init__(self) -> None:
+        self.sent = self.skipped = 0
+
+    def __call__(self, blob: Moved) -> None:
+        if not blob.transferred:
+            self.skipped += blob.size
+            return
+        self.sent += blob.size
+        output.note(f"  sent {digest.short(blob.digest)} ({blob.size / 1024:.0f} KiB)")
 
 
 @app.command("list")

@@ -18,3 +18,5 @@ BUNDLE_FILES_MAX = 256
 MODEL_BYTES_MAX = 2 * 1024 * 1024 * 1024  # protobuf's own limit for a single ONNX file
 ACK_INTERVALS_MAX = 256
 LABELS_MAX = 64  # per device
+DELTA_BLOCK_BYTES_MAX = 64 * 1024 * 1024  # of a patch: a device holds a block and what it refers to
+DELTA_REACH_BYTES_MAX = 64 * 1024 * 1024

@@ -19,6 +19,14 @@ from edgekit.contracts.states import DeviceState, SlotState
 SCHEMA = 1
 
 
+class DeltaFallback(str, Enum):
+    """What a device that holds a version does when it cannot get the next one as a delta."""
+
+    FULL = "full"  # fetch whole files
+    WAIT = "wait"  # ask again until there is one
+    FAIL = "fail"  # refuse the release
+
+
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Thresholds of trial and confirmation; they travel with the desired state.
 
@@ -36,6 +44,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     download_attempts_max: int = 8
     stuck_s_min: float = 10.0  # declared cold start: no inference is called stuck before
     worker_bytes_max: int = 0  # memory of the process that holds the model; 0: no limit
+    delta_fallback: DeltaFallback = DeltaFallback.FULL
 
 
 class ImageRef(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,8 @@ TITLE = "org.opencontainers.image.title"
 REF_NAME = "org.opencontainers.image.ref.name"
 LAYOUT_FILE = "oci-layout"
 INDEX_FILE = "index.json"
+EMPTY_MEDIA_TYPE = "application/vnd.oci.empty.v1+json"
+EMPTY_CONTENT = b"{}"  # manifest.md, *Guidance for an Empty Descriptor*
 
 
 class Platform(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -55,7 +57,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_d
     artifact_type: str | None = None
     config: Descriptor
     layers: tuple[Descriptor, ...]
+    subject: Descriptor | msgspec.UnsetType = msgspec.UNSET  # what this one refers to
     annotations: dict[str, str] = {}
+
+
+EMPTY = Descriptor(
+    media_type=EMPTY_MEDIA_TYPE, digest=digest.of_bytes(EMPTY_CONTENT), size=len(EMPTY_CONTENT)
+)
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -108,7 +116,8 @@ def check_manifest(manifest: Manifest, what: str) -> Manifest:
     """
     if manifest.schema_version != 2:
         raise BadInputError(f"{what}: schemaVersion {manifest.schema_version} is not 2")
-    for descriptor in (manifest.config, *manifest.layers):
+    subject = (manifest.subject,) if isinstance(manifest.subject, Descriptor) else ()
+    for descriptor in (manifest.config, *manifest.layers, *subject):
         digest.parse(descriptor.digest)
         if descriptor.size < 0:
             raise BadInputError(f"{what}: negative size for {descriptor.digest}")

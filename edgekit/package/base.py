@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgekit.package import tar
+from edgekit.package import evidence, tar
 from edgekit.package.rootfs import BaseFacts
 from edgekit.package.tar import LayerFacts
 
@@ -18,6 +18,7 @@ class Layer:
     facts: LayerFacts
     purpose: str
     media_type: str = tar.LAYER_MEDIA_TYPE
+    licences: evidence.Licences = field(default_factory=dict)  # of the packages in it
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from edgekit.contracts.bundle import (
     validate,
 )
 from edgekit.contracts.oci import TITLE, Descriptor, Manifest
-from edgekit.package import evidence
+from edgekit.package import evidence, licences
 from edgekit.package.layout import LayoutTransaction, transaction
 
 
@@ -46,16 +46,28 @@ def _entry(content: BundleContent, layer: Descriptor) -> BundleFile:
     )
 
 
+def _content(files: Sequence[BundleContent], role: Role) -> bytes | None:
+    found = next((content.source for content in files if content.role is role), None)
+    return found.read_bytes() if isinstance(found, Path) else found
+
+
 def _documents(
     head: BundleHead, files: Sequence[BundleContent], entries: Sequence[BundleFile]
 ) -> list[BundleContent]:
     """SBOM and provenance of a bundle that carries its build's evidence; none without."""
-    found = next((content for content in files if content.role is Role.EVIDENCE), None)
-    if found is None:
+    raw = _content(files, Role.EVIDENCE)
+    if raw is None:
         return []
-    raw = found.source if isinstance(found.source, bytes) else found.source.read_bytes()
-    record = codec.decode(dict[str, Any], raw, what=found.path)
-    sbom = codec.encode_pretty(evidence.sbom(head, entries, record))
+    record = codec.decode(dict[str, Any], raw, what="evidence")
+    card = _content(files, Role.CARD) or b""
+    document = evidence.sbom(
+        head,
+        entries,
+        record,
+        licence=licences.of_card(card.decode(errors="replace")),
+        tool_licences=licences.of_installed(evidence.tools_of(record)),
+    )
+    sbom = codec.encode_pretty(document)
     statement = codec.encode(evidence.provenance(head, entries, record))
     return [
         BundleContent("sbom.cdx.json", Role.SBOM, sbom),

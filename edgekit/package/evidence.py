@@ -18,6 +18,7 @@ from edgekit.contracts import codec, digest
 from edgekit.contracts.bundle import BundleFile, Role
 
 BUILD_TYPE = "urn:edgekit:build:v1"  # names the meaning of the parameters
+Licences = Mapping[str, Sequence[Mapping[str, Any]]]  # by package: CycloneDX's ``licenses``
 _NAMESPACE = uuid.UUID("8f0f2c1e-5d0a-5b7e-9a56-3f3c0b2d7a11")  # ours; any fixed one would do
 
 
@@ -33,6 +34,10 @@ def _tool(name: str, version: str) -> dict[str, Any]:
     return found | ({} if name == "python" else {"purl": f"pkg:pypi/{name}@{version}"})
 
 
+def _licensed(component: dict[str, Any], told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return component | ({"licenses": [dict(each) for each in told]} if told else {})
+
+
 def _metrics(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Gate results as CycloneDX performance metrics; bounds where they were computed."""
     found = []
@@ -45,14 +50,33 @@ def _metrics(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def tools_of(evidence: Mapping[str, Any]) -> dict[str, str]:
+    """Name and version of what made a bundle."""
+    return {name: str(version) for name, version in sorted(_tools(evidence).items())}
+
+
 def sbom(
-    head: BundleHead, files: Sequence[BundleFile], evidence: Mapping[str, Any]
+    head: BundleHead,
+    files: Sequence[BundleFile],
+    evidence: Mapping[str, Any],
+    *,
+    licence: Sequence[Mapping[str, Any]] = (),
+    tool_licences: Licences | None = None,
 ) -> dict[str, Any]:
-    """CycloneDX 1.6 (ECMA-424): the files, the model's card, the tools that made them."""
+    """CycloneDX 1.6 (ECMA-424): the files, the model's card, the tools that made them.
+
+    Args:
+        head: of the bundle.
+        files: in it.
+        evidence: of its build.
+        licence: of the model, as CycloneDX has it.
+        tool_licences: of the tools, by name.
+    """
     components = [_component(file) for file in files]
     for component in components:
         if component["type"] == "machine-learning-model":
             component["version"] = head.version
+            component.update(_licensed({}, licence))
             component["modelCard"] = {
                 "bom-ref": "card",
                 "quantitativeAnalysis": {"performanceMetrics": _metrics(evidence)},
@@ -61,7 +85,8 @@ def sbom(
                     for gate in evidence.get("gates", ())
                 ],
             }
-    tools = [_tool(name, str(version)) for name, version in sorted(_tools(evidence).items())]
+    known = tool_licences or {}
+    tools = [_licensed(_tool(*tool), known.get(tool[0], ())) for tool in tools_of(evidence).items()]
     subject = {
         "type": "machine-learning-model",
         "bom-ref": "bundle",
@@ -125,21 +150,38 @@ def provenance(
     }
 
 
-def image_sbom(pins: Mapping[str, str], base_digest: str, model: str, version: str) -> bytes:
-    """CycloneDX of an image: the wheels in it and the base they stand on."""
-    wheels = [{**_tool(name, found), "type": "library", "bom-ref": f"pkg:pypi/{name}@{found}"}
-              for name, found in pins.items()]  # fmt: skip
-    content = {"hashes": [{"alg": "SHA-256", "content": digest.hex_of(base_digest)}]}
-    base = {"type": "operating-system", "bom-ref": "base", "name": "base", **content}
-    subject = {"type": "container", "bom-ref": "image", "name": model, "version": version}
-    refs = ["base", *(str(wheel["bom-ref"]) for wheel in wheels)]
+def _library(name: str, version: str, licences: Licences) -> dict[str, Any]:
+    component = {**_tool(name, version), "type": "library", "bom-ref": f"pkg:pypi/{name}@{version}"}
+    return _licensed(component, licences.get(name, ()))
+
+
+def _document(subject: Mapping[str, Any], components: Sequence[Mapping[str, Any]]) -> bytes:
+    """A CycloneDX document of one thing that depends on all others."""
+    refs = [str(component["bom-ref"]) for component in components]
     body = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
         "metadata": {"component": subject},
-        "components": [base, *wheels],
-        "dependencies": [{"ref": "image", "dependsOn": refs}],
+        "components": components,
+        "dependencies": [{"ref": subject["bom-ref"], "dependsOn": refs}],
     }
     serial = uuid.uuid5(_NAMESPACE, digest.of_bytes(codec.encode(body)))
     return codec.encode_pretty({**body, "serialNumber": f"urn:uuid:{serial}"})
+
+
+def image_sbom(
+    pins: Mapping[str, str], base_digest: str, model: str, version: str, licences: Licences
+) -> bytes:
+    """CycloneDX of an image: the wheels in it and the base they stand on."""
+    content = {"hashes": [{"alg": "SHA-256", "content": digest.hex_of(base_digest)}]}
+    base = {"type": "operating-system", "bom-ref": "base", "name": "base", **content}
+    subject = {"type": "container", "bom-ref": "image", "name": model, "version": version}
+    return _document(subject, [base, *(_library(*pin, licences) for pin in pins.items())])
+
+
+def runtime_sbom(pins: Mapping[str, str], licences: Licences, version: str) -> bytes:
+    """CycloneDX of a runtime: the agent and the wheels beside it."""
+    subject = {"type": "application", "bom-ref": "runtime", "name": "edgekit-ml",
+               "version": version, "licenses": [{"expression": "Apache-2.0"}]}  # fmt: skip
+    return _document(subject, [_library(*pin, licences) for pin in pins.items()])

@@ -43,7 +43,7 @@ from edgekit.contracts.oci import (
     Manifest,
     Platform,
 )
-from edgekit.package import evidence, feasible, in_image, rootfs, tar, wheels
+from edgekit.package import evidence, feasible, in_image, licences, rootfs, tar, wheels
 from edgekit.package.base import Base, Layer
 from edgekit.package.bundle import tag_of
 from edgekit.package.layout import LayoutTransaction, transaction
@@ -54,7 +54,7 @@ from edgekit.package.tar import LayerFacts
 CONFIG_MEDIA_TYPE = "application/vnd.oci.image.config.v1+json"
 HOME = "opt/edgekit"
 USER = "65532:65532"  # "nonroot" of the distroless images; no name is needed
-_LAYER_VERSION = 1  # of how layers are made: part of cache keys
+_LAYER_VERSION = 2  # of how layers are made: part of cache keys
 _AGENT = (
     "edgekit.contracts",
     "edgekit.engine",
@@ -156,8 +156,8 @@ class Builder:
         inputs = {path.name: digest.of_file(path)[0] for path in files}
 
         def pack(folder: Path) -> dict[str, Any]:
-            return {"layer": _plain(tar.write(wheels.unpack(files), folder / "layer",
-                                              mtime=self._epoch))}  # fmt: skip
+            layer = tar.write(wheels.unpack(files), folder / "layer", mtime=self._epoch)
+            return {"layer": _plain(layer), "licences": licences.of_wheels(files)}
 
         def agent(folder: Path) -> dict[str, Any]:
             return {"layer": _plain(tar.write(code, folder / "layer", mtime=self._epoch))}
@@ -174,7 +174,7 @@ class Builder:
 
 def _cached(entry: Cached, purpose: str) -> Layer:
     facts = msgspec.convert(entry.facts["layer"], LayerFacts)
-    return Layer(entry.file("layer"), facts, purpose)
+    return Layer(entry.file("layer"), facts, purpose, licences=entry.facts.get("licences", {}))
 
 
 def _plain(value: Any) -> dict[str, Any]:
@@ -261,7 +261,11 @@ def _model_layer(plan: Plan, below: Sequence[Layer], path: Path, epoch: int) -> 
         "selftest.npz": _selftest_data(bundle),
         "contents.json": codec.encode_pretty(contents),
         "sbom.cdx.json": evidence.image_sbom(
-            plan.pins, plan.base.digest, bundle.manifest.model, bundle.manifest.version
+            plan.pins,
+            plan.base.digest,
+            bundle.manifest.model,
+            bundle.manifest.version,
+            {name: told for layer in below for name, told in layer.licences.items()},
         ),
     }
     entries = [*blobs, *(tar.file(f"{HOME}/{name}", data) for name, data in small.items())]

@@ -30,9 +30,10 @@ from edgekit.contracts.errors import (
 )
 from edgekit.contracts.release import Release
 from edgekit.contracts.release import validate as validate_release
-from edgekit_fleet import registry_api, registry_push, views
+from edgekit_fleet import join_api, registry_api, registry_push, views
 from edgekit_fleet.artifacts import ArtifactStore
-from edgekit_fleet.errors import NotFoundError
+from edgekit_fleet.errors import NotFoundError, RefusedError
+from edgekit_fleet.join_api import Joining
 from edgekit_fleet.queries import Queries
 from edgekit_fleet.rollout import core
 from edgekit_fleet.rollout.spec import SPEC_BYTES_MAX
@@ -43,6 +44,7 @@ from edgekit_fleet.store.engine import Database
 BODY_BYTES_MAX = 1024 * 1024
 _STATUS: tuple[tuple[type[EdgekitError], int], ...] = (
     (NotFoundError, 404),
+    (RefusedError, 403),
     (BadInputError, 422),
     (UsageError, 422),
     (UnavailableError, 503),
@@ -53,6 +55,8 @@ _VIEWS = (
     views.DeviceSummary,
     views.DeviceDetail,
     views.ReleaseView,
+    views.FieldVersion,
+    views.TokenView,
     views.RolloutView,
     views.RolloutDetail,
     views.InferencesView,
@@ -111,6 +115,12 @@ def _reads(
     @routes.get("/releases", responses=_documented("ReleaseView", many=True), tags=["releases"])
     def get_releases() -> Response:
         return answer(queries.release_list())
+
+    @routes.get(
+        "/models/{model}/field", responses=_documented("FieldVersion", many=True), tags=["devices"]
+    )
+    def get_field(model: str) -> Response:
+        return answer(queries.field(model))
 
     @routes.get("/rollouts", responses=_documented("RolloutView", many=True), tags=["rollouts"])
     def get_rollouts() -> Response:
@@ -219,9 +229,10 @@ def create_app(
     store: ArtifactStore,
     queries: Queries,
     health: Callable[[], views.HealthView],
+    joining: Joining | None = None,
     clock: Callable[[], float] = time.time,
 ) -> FastAPI:
-    """The manager's HTTP application."""
+    """The manager's HTTP application; without ``joining`` it hands out no install scripts."""
     app = FastAPI(title="edgekit fleet manager", version=__version__, redoc_url=None, docs_url=None)
     page = resources.files("edgekit_fleet.dashboard").joinpath("index.html").read_bytes()
     # Nothing is loaded from elsewhere, and no text of a device can become a script.
@@ -240,6 +251,8 @@ def create_app(
     artifacts = registry_api.router(store)
     registry_push.add(artifacts, store)
     app.include_router(artifacts)
+    if joining is not None:
+        app.include_router(join_api.router(joining))
 
     @app.exception_handler(EdgekitError)
     async def refused(_request: Request, error: EdgekitError) -> Response:

@@ -1,15 +1,15 @@
-"""Artifact store: the files behind the OCI distribution API.
+"""Artifact store: what lies behind the OCI distribution API, in a folder or a bucket.
 
 ``blobs/sha256/<hex>`` hold everything; ``repositories/<name>/manifests/<hex>`` are markers that say
 which manifests belong to which repository (their content is the media type), ``…/tags/<tag>`` hold
-digests. A blob appears under its name only whole, verified and fsynced, so a crash leaves at most a
-temporary file, which the next start removes.
+digests, ``…/referrers/<hex>/<hex>`` descriptors of what refers to a manifest. A blob appears under
+its name only whole, verified and durable, so a crash leaves at most a temporary file, which the
+next start removes. Uploads grow in a local folder, wherever they end.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import uuid
 from collections.abc import Iterator
@@ -18,12 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from edgekit.contracts import digest, oci
+from edgekit.contracts import codec, digest, oci
 from edgekit.contracts.errors import BadInputError, ResourceError, translate_os_errors
 from edgekit.contracts.ids import check_name
 from edgekit.contracts.limits import MODEL_BYTES_MAX
+from edgekit.contracts.oci import Descriptor, Index, Manifest
 from edgekit_fleet.errors import MissingBlobError
+from edgekit_fleet.objects import FolderObjects, Objects
 
+MARKER_BYTES_MAX = 64 * 1024  # a media type, a digest, or a descriptor with its annotations
+REFERRERS_MAX = 256  # of one manifest that are listed; each costs a read
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
@@ -36,15 +40,6 @@ def check_repository(name: str) -> str:
     for part in name.split("/"):
         check_name(part, "repository")
     return name
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class BlobWriter:
@@ -77,18 +72,14 @@ class BlobWriter:
         Raises:
             BadInputError: the bytes are not those of the digest.
         """
-        target = self._store.blob_path(expected)
         found = "sha256:" + self._hash.hexdigest()
         if found != expected:
             raise BadInputError(
                 f"upload is {digest.short(found)}, not the {digest.short(expected)} announced"
             )
         with translate_os_errors("write", self._path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
             self._file.close()
-            self._path.replace(target)
-            fsync_folder(target.parent)
+        self._store.objects.adopt(blob_key(expected), self._path)
 
     def discard(self) -> None:
         """Remove what is left of an upload that did not finish; harmless after `finish`."""
@@ -97,46 +88,50 @@ class BlobWriter:
         self._path.unlink(missing_ok=True)
 
 
+def blob_key(blob: str) -> str:
+    """Key of a blob. Raises `BadInputError` when it is no digest."""
+    return f"blobs/sha256/{digest.hex_of(blob)}"
+
+
 @dataclass(frozen=True)
 class ArtifactStore:
-    """Artifacts under ``root``; create with `ArtifactStore.open`."""
+    """Artifacts in ``objects``, uploads in progress in ``uploads``; use `ArtifactStore.open`."""
 
-    root: Path
+    objects: Objects
+    uploads: Path
 
     @classmethod
-    def open(cls, root: Path) -> ArtifactStore:
+    def open(cls, root: Path, objects: Objects | None = None) -> ArtifactStore:
         """Create the folders and clear what a crash left behind.
+
+        Args:
+            root: local folder.
+            objects: where artifacts lie; None: in ``root`` too.
 
         Raises:
             BadInputError, ResourceError: the folder cannot be used.
         """
-        store = cls(root)
+        uploads = root / "uploads"
         with translate_os_errors("create", root):
-            (root / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
-            (root / "repositories").mkdir(exist_ok=True)
-            store.uploads.mkdir(exist_ok=True)
-            for left in store.uploads.iterdir():
+            uploads.mkdir(parents=True, exist_ok=True)
+            for left in uploads.iterdir():
                 left.unlink()
-        return store
-
-    @property
-    def uploads(self) -> Path:
-        """Where uploads grow."""
-        return self.root / "uploads"
-
-    def blob_path(self, blob: str) -> Path:
-        """Where the blob lies (it may be absent)."""
-        return self.root / "blobs" / "sha256" / digest.hex_of(blob)
+        return cls(objects or FolderObjects(root, uploads), uploads)
 
     def size(self, blob: str) -> int | None:
         """Size of a blob, or None when it is absent."""
-        try:
-            return self.blob_path(blob).stat().st_size
-        except FileNotFoundError:
-            return None
+        return self.objects.size(blob_key(blob))
 
-    def _repository(self, name: str) -> Path:
-        return self.root / "repositories" / check_repository(name)
+    def stream(self, blob: str, first: int, last: int) -> Iterator[bytes]:
+        """Part of a blob that is there."""
+        return self.objects.stream(blob_key(blob), first, last)
+
+    def _repository(self, name: str) -> str:
+        return f"repositories/{check_repository(name)}"
+
+    def _marker(self, key: str) -> str | None:
+        raw = self.objects.read(key, MARKER_BYTES_MAX)
+        return None if raw is None else raw.decode(errors="replace").strip()
 
     def resolve(self, name: str, reference: str) -> tuple[str, str] | None:
         """Digest and media type of a manifest of repository ``name``; None when it has none such.
@@ -148,15 +143,12 @@ class ArtifactStore:
         if not reference.startswith("sha256:"):
             if not _TAG.fullmatch(reference):
                 raise BadInputError(f"reference {reference[:80]!r} is neither a digest nor a tag")
-            try:
-                reference = (folder / "tags" / reference).read_text().strip()
-            except FileNotFoundError:
+            tagged = self._marker(f"{folder}/tags/{reference}")
+            if tagged is None:
                 return None
-        marker = folder / "manifests" / digest.hex_of(reference)
-        try:
-            return reference, marker.read_text()
-        except FileNotFoundError:
-            return None
+            reference = tagged
+        media_type = self._marker(f"{folder}/manifests/{digest.hex_of(reference)}")
+        return None if media_type is None else (reference, media_type)
 
     def put_manifest(self, name: str, reference: str, raw: bytes) -> str:
         """Store a manifest whose blobs are all here; returns its digest.
@@ -184,16 +176,50 @@ class ArtifactStore:
             writer.finish(found)
         finally:
             writer.discard()
-        self._write(folder / "manifests" / digest.hex_of(found), manifest.media_type)
+        self._mark(f"{folder}/manifests/{digest.hex_of(found)}", manifest.media_type)
+        if isinstance(manifest, Manifest) and isinstance(manifest.subject, Descriptor):
+            self._refer(folder, manifest, found, len(raw))
         if not is_digest:
-            self._write(folder / "tags" / reference, found)
+            self._mark(f"{folder}/tags/{reference}", found)
         return found
 
-    def _missing(self, folder: Path, manifest: oci.Manifest | oci.Index) -> Iterator[str]:
-        """What ``manifest`` refers to and repository ``folder`` lacks."""
-        if isinstance(manifest, oci.Index):
+    def _refer(self, folder: str, manifest: Manifest, found: str, size: int) -> None:
+        assert isinstance(manifest.subject, Descriptor)
+        entry = Descriptor(
+            media_type=manifest.media_type,
+            digest=found,
+            size=size,
+            # Without a type of its own an artifact has its config's (*Listing Referrers*).
+            artifact_type=manifest.artifact_type or manifest.config.media_type,
+            annotations=manifest.annotations,
+        )
+        raw = codec.encode(entry)
+        if len(raw) > MARKER_BYTES_MAX:
+            raise BadInputError(f"manifest {digest.short(found)}: annotations are too long to list")
+        subject = digest.hex_of(manifest.subject.digest)
+        self.objects.write(f"{folder}/referrers/{subject}/{digest.hex_of(found)}", raw)
+
+    def referrers(self, name: str, subject: str, artifact_type: str | None) -> Index:
+        """What refers to a manifest, whether that is here or not; of one type when it is given.
+
+        Raises:
+            BadInputError: malformed name or digest.
+        """
+        folder = f"{self._repository(name)}/referrers/{digest.hex_of(subject)}"
+        found = []
+        for marker in (self.objects.names(folder) or [])[:REFERRERS_MAX]:
+            raw = self.objects.read(f"{folder}/{marker}", MARKER_BYTES_MAX)
+            if raw is not None:
+                found.append(codec.decode(Descriptor, raw, what=f"referrer {marker}"))
+        kept = [e for e in found if artifact_type is None or e.artifact_type == artifact_type]
+        return Index(manifests=tuple(kept))
+
+    def _missing(self, folder: str, manifest: Manifest | Index) -> Iterator[str]:
+        """What ``manifest`` refers to and repository ``folder`` lacks; a subject may be absent."""
+        if isinstance(manifest, Index):
             for entry in manifest.manifests:
-                if not (folder / "manifests" / digest.hex_of(entry.digest)).is_file():
+                key = f"{folder}/manifests/{digest.hex_of(entry.digest)}"
+                if self.objects.size(key) is None:
                     yield entry.digest
         else:
             for blob in (manifest.config, *manifest.layers):
@@ -207,21 +233,12 @@ class ArtifactStore:
             BadInputError: malformed name.
         """
         folder = self._repository(name)
-        if not (folder / "manifests").is_dir():
+        if self.objects.names(f"{folder}/manifests") is None:
             return None
-        tags = folder / "tags"
-        return sorted(entry.name for entry in tags.iterdir()) if tags.is_dir() else []
+        return self.objects.names(f"{folder}/tags") or []
 
-    def _write(self, path: Path, text: str) -> None:
-        with translate_os_errors("write", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.uploads / uuid.uuid4().hex
-            with temporary.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            fsync_folder(path.parent)
+    def _mark(self, key: str, text: str) -> None:
+        self.objects.write(key, text.encode())
 
 
 def parse_range(header: str, size: int) -> tuple[int, int] | None:

@@ -66,6 +66,9 @@ class ManagerConfig:
     port: int = PORT_DEFAULT
     tenant: str = "default"
     artifacts_url: str | None = None
+    artifacts: str | None = None  # s3://bucket/prefix; None: in the data folder
+    s3_endpoint: str | None = None  # of an S3 that is not Amazon's
+    device_broker: HostPort | None = None  # what joining devices are told; None: ``broker``
     window_s: float = 60.0
     report_s: float = 30.0
     require_broker: bool = False

@@ -11,3 +11,7 @@ class NotFoundError(BadInputError):
 
 class MissingBlobError(BadInputError):
     """A manifest refers to a blob that was not pushed (MANIFEST_BLOB_UNKNOWN)."""
+
+
+class RefusedError(BadInputError):
+    """Whoever asks may not (403)."""

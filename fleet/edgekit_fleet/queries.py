@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from edgekit_fleet.views import (
     DeviceDetail,
     DeviceSummary,
     EventsView,
+    FieldVersion,
     InferencesView,
     ReleaseView,
     RolloutDetail,
@@ -93,6 +95,32 @@ class Queries:
                 ReleaseView(release=release, created=created)
                 for release, created in releases.all_releases(connection)
             ]
+
+    def field(self, model: str) -> list[FieldVersion]:
+        """Which bundles of ``model`` devices run, by target, the most frequent first."""
+        with self._database.read() as connection:
+            rows = devices.rows(connection, self._tenant)
+            known = {
+                variant.digest: variant.repository
+                for release, _ in releases.all_releases(connection)
+                for variant in release.variants.values()
+            }
+        reports = (
+            reported.models.get(model) for reported in map(devices.reported_of, rows) if reported
+        )
+        active = [report.active for report in reports if report and report.active]
+        counts = Counter((ref.target, ref.digest, ref.version) for ref in active)
+        found = [
+            FieldVersion(
+                target=target,
+                digest=digest,
+                version=version,
+                devices=count,
+                repository=known.get(digest),
+            )
+            for (target, digest, version), count in counts.items()
+        ]
+        return sorted(found, key=lambda each: (each.target, -each.devices, each.digest))
 
     def rollout_list(self) -> list[RolloutView]:
         """Every rollout, newest first."""

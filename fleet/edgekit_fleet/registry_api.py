@@ -1,21 +1,20 @@
-"""Pull side of the OCI distribution API (distribution-spec v1.1): Range, ETag, tags.
+"""Pull side of the OCI distribution API (distribution-spec v1.1): Range, ETag, tags, referrers.
 
 Errors have the spec's form: ``{"errors": [{"code", "message"}]}``. Bodies are streamed, never held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from edgekit.contracts import codec
 from edgekit.contracts.errors import BadInputError
+from edgekit.contracts.oci import INDEX_MEDIA_TYPE
 from edgekit_fleet.artifacts import ArtifactStore, check_repository, parse_range
 
-CHUNK_BYTES = 1024 * 1024
 VERSION = {"Docker-Distribution-Api-Version": "registry/2.0"}
 
 
@@ -29,22 +28,14 @@ def oci_error(status: int, code: str, message: str, **headers: str) -> Response:
     )
 
 
-def _chunks(path: Path, first: int, last: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(first)
-        left = last - first + 1
-        while left > 0 and (chunk := file.read(min(CHUNK_BYTES, left))):
-            left -= len(chunk)
-            yield chunk
-
-
 _FOREVER = "public, max-age=31536000, immutable"  # the name is the content
 _ASK_AGAIN = "no-cache"  # a tag may move; the ETag makes asking cheap
 
 
-def _serve(request: Request, path: Path, blob: str, media_type: str, cache: str) -> Response:
-    """Answer GET or HEAD for the verified file ``path``, whole or in part."""
-    size = path.stat().st_size
+def _serve(
+    request: Request, store: ArtifactStore, blob: str, *, size: int, media_type: str, cache: str
+) -> Response:
+    """Answer GET or HEAD for a blob, whole or in part."""
     etag = f'"{blob}"'
     headers = VERSION | {
         "Docker-Content-Digest": blob,
@@ -68,9 +59,8 @@ def _serve(request: Request, path: Path, blob: str, media_type: str, cache: str)
     headers["Content-Length"] = str(last - first + 1)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=media_type)
-    return StreamingResponse(
-        _chunks(path, first, last), status_code=status, headers=headers, media_type=media_type
-    )
+    body = store.stream(blob, first, last) if size else ()
+    return StreamingResponse(body, status_code=status, headers=headers, media_type=media_type)
 
 
 def router(store: ArtifactStore) -> APIRouter:
@@ -78,6 +68,7 @@ def router(store: ArtifactStore) -> APIRouter:
     routes = APIRouter(prefix="/v2", tags=["artifacts"])
     _add_pull(routes, store)
     _add_tags(routes, store)
+    _add_referrers(routes, store)
     return routes
 
 
@@ -97,8 +88,12 @@ def _add_pull(routes: APIRouter, store: ArtifactStore) -> None:
             return oci_error(404, "NAME_INVALID", exc.message)
         if found is None:
             return oci_error(404, "MANIFEST_UNKNOWN", f"{name}: no manifest {reference[:80]}")
-        cache = _FOREVER if reference == found[0] else _ASK_AGAIN
-        return _serve(request, store.blob_path(found[0]), *found, cache)
+        blob, media_type = found
+        size = store.size(blob)
+        if size is None:
+            return oci_error(404, "MANIFEST_UNKNOWN", f"{name}: the bytes of {blob} are gone")
+        cache = _FOREVER if reference == blob else _ASK_AGAIN
+        return _serve(request, store, blob, size=size, media_type=media_type, cache=cache)
 
     @routes.head("/{name:path}/blobs/{reference}", include_in_schema=False)
     @routes.get("/{name:path}/blobs/{reference}", summary="Pull a blob")
@@ -110,8 +105,8 @@ def _add_pull(routes: APIRouter, store: ArtifactStore) -> None:
             return oci_error(404, "DIGEST_INVALID", exc.message)
         if size is None:
             return oci_error(404, "BLOB_UNKNOWN", f"no blob {reference}")
-        path = store.blob_path(reference)
-        return _serve(request, path, reference, "application/octet-stream", _FOREVER)
+        kind = "application/octet-stream"
+        return _serve(request, store, reference, size=size, media_type=kind, cache=_FOREVER)
 
 
 def _add_tags(routes: APIRouter, store: ArtifactStore) -> None:
@@ -131,3 +126,20 @@ def _add_tags(routes: APIRouter, store: ArtifactStore) -> None:
             headers["Link"] = f'</v2/{name}/tags/list?n={n}&last={page[-1]}>; rel="next"'
         body = codec.encode({"name": name, "tags": page})
         return Response(body, media_type="application/json", headers=headers)
+
+
+def _add_referrers(routes: APIRouter, store: ArtifactStore) -> None:
+
+    @routes.get("/{name:path}/referrers/{reference}", summary="List what refers to a manifest")
+    def list_referrers(
+        name: str,
+        reference: str,
+        artifact_type: Annotated[str | None, Query(alias="artifactType")] = None,
+    ) -> Response:
+        try:
+            found = store.referrers(name, reference, artifact_type)
+        except BadInputError as exc:
+            return oci_error(404, "NAME_INVALID", exc.message)
+        filtered = {"OCI-Filters-Applied": "artifactType"} if artifact_type is not None else {}
+        headers = VERSION | filtered | {"Cache-Control": _ASK_AGAIN}
+        return Response(codec.encode(found), media_type=INDEX_MEDIA_TYPE, headers=headers)

@@ -11,7 +11,7 @@ import re
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from edgekit.contracts import digest
+from edgekit.contracts import digest, oci
 from edgekit.contracts.errors import BadInputError, ResourceError
 from edgekit.contracts.limits import OCI_MANIFEST_BYTES_MAX
 from edgekit_fleet.artifacts import ArtifactStore, BlobWriter, check_repository
@@ -150,4 +150,8 @@ def _add_finish(routes: APIRouter, store: ArtifactStore, uploads: Uploads) -> No
         except (BadInputError, ResourceError) as exc:
             missing = isinstance(exc, MissingBlobError)
             return refusal(exc, "MANIFEST_BLOB_UNKNOWN" if missing else "MANIFEST_INVALID")
-        return _created(name, "manifests", found)
+        answer = _created(name, "manifests", found)
+        manifest = oci.decode_any(bytes(raw), "manifest")
+        if isinstance(manifest, oci.Manifest) and isinstance(manifest.subject, oci.Descriptor):
+            answer.headers["OCI-Subject"] = manifest.subject.digest  # says that we list referrers
+        return answer

@@ -76,6 +76,31 @@ class ReleaseView(msgspec.Struct, frozen=True, kw_only=True):
     created: float
 
 
+class FieldVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle of a model that devices run now. ``repository`` is None for one never released."""
+
+    target: str
+    digest: str
+    version: str
+    devices: int
+    repository: str | None
+
+
+class TokenView(msgspec.Struct, frozen=True, kw_only=True):
+    """A join token. ``token``, its secret, is told once, when it is made."""
+
+    id: int
+    device: str | None
+    note: str
+    created: float
+    expires: float
+    revoked: float | None
+    used: float | None
+    used_by: str | None
+    token: str | None = None
+    command: str | None = None  # what to type on the device
+
+
 class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
     """A rollout as it stands. ``devices_exposed`` is every device that was ever given it."""
 

@@ -29,7 +29,9 @@ from edgekit_fleet.api import create_app
 from edgekit_fleet.artifacts import ArtifactStore
 from edgekit_fleet.config import ManagerConfig
 from edgekit_fleet.ingest import Ingest
+from edgekit_fleet.join_api import Joining
 from edgekit_fleet.link import MqttLink
+from edgekit_fleet.objects import Objects
 from edgekit_fleet.queries import Queries
 from edgekit_fleet.rollout import controller
 from edgekit_fleet.store import twins
@@ -222,7 +224,7 @@ def run(config: ManagerConfig, announce: Callable[[str], None]) -> None:
         sock = stack.enter_context(bind(config.listen, config.port))
         database = Database.open(config.data_dir)
         stack.callback(database.close)
-        store = ArtifactStore.open(config.data_dir / "artifacts")
+        store = ArtifactStore.open(config.data_dir / "artifacts", _objects(config))
         port = sock.getsockname()[1]
         manager = Manager(config, database, port)
 
@@ -233,7 +235,18 @@ def run(config: ManagerConfig, announce: Callable[[str], None]) -> None:
             yield
 
         app = create_app(
-            database=database, store=store, queries=manager.queries, health=manager.health
+            database=database,
+            store=store,
+            queries=manager.queries,
+            health=manager.health,
+            joining=Joining(
+                database,
+                store,
+                tenant=config.tenant,
+                broker=config.device_broker or config.broker,
+                artifacts_url=config.artifacts_url,
+                clock=time.time,
+            ),
         )
         app.router.lifespan_context = lifespan
         stack.callback(manager.stop)
@@ -252,6 +265,24 @@ def run(config: ManagerConfig, announce: Callable[[str], None]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: _leave_unless(server.should_exit))
         server.run(sockets=[sock])
+
+
+def _objects(config: ManagerConfig) -> Objects | None:
+    """The bucket artifacts lie in; None for the data folder.
+
+    Raises:
+        UsageError, BadInputError, UnavailableError: it cannot be used.
+    """
+    if config.artifacts is None:
+        return None
+    try:
+        from edgekit_fleet.s3 import S3Objects  # noqa: PLC0415 - an extra of its own
+    except ModuleNotFoundError as exc:
+        raise UsageError(
+            "artifacts in a bucket need obstore, which is not installed",
+            hint="pip install 'edgekit-ml[s3]'",
+        ) from exc
+    return S3Objects.open(config.artifacts, config.s3_endpoint)
 
 
 def _leave_unless(already_leaving: bool) -> None:

@@ -33,7 +33,10 @@ from edgekit.contracts.messages import (
 from edgekit_runtime import process_facts
 from edgekit_runtime.counting import DRAIN_AT, Counting
 from edgekit_runtime.deployer import Deployer
+from edgekit_runtime.errors import RuntimeUnfitError
+from edgekit_runtime.golden_watch import GoldenWatch
 from edgekit_runtime.ports import Clock, Link, Verifier
+from edgekit_runtime.self_update import RuntimeUpdater
 from edgekit_runtime.spool import Spool
 from edgekit_runtime.uplink import Uplink
 
@@ -54,6 +57,8 @@ class Parts:
     spool: Spool
     counting: Counting
     deployer: Deployer
+    golden: GoldenWatch
+    updater: RuntimeUpdater
     uplink: Uplink
     verifier: Verifier
     profile: DeviceProfile
@@ -120,9 +125,11 @@ class Agent:
         parts = self._parts
         try:
             self._announce()
-            while not self._stopping.is_set():
+            while not (self._stopping.is_set() or self.switching):
                 try:
                     self._step()
+                except RuntimeUnfitError:
+                    raise  # the supervisor goes back to the runtime before
                 except EdgekitError as exc:
                     # Disk full or damaged: telemetry waits in the rings, inference goes on.
                     log.error("%s", exc.message)  # noqa: TRY400 - expected, one line
@@ -131,6 +138,8 @@ class Agent:
                 parts.wake.wait(TICK_S)
                 parts.wake.clear()
             self._close()
+            if self.switching:
+                self.on_end()
         except Exception as exc:  # noqa: BLE001 - handed to the main thread, which ends the process
             self.failure = exc
             self.on_end()
@@ -170,6 +179,9 @@ class Agent:
             parts.spool.flush()
             parts.spool.maintain()
             parts.counting.retire()
+            parts.golden.advance(parts.deployer.record)
+            parts.updater.advance(parts.deployer.record, healthy=self._healthy())
+            self._report_due |= parts.updater.changed
         if self._first_inference_s is not None and not self._first_saved:
             self._first_saved = self._report_due = True
             self._on_first_inference(self._first_inference_s)
@@ -177,6 +189,17 @@ class Agent:
         if (self._report_due or overdue) and self._report():
             self._report_due = False
             self._reported_at = now
+
+    @property
+    def switching(self) -> bool:
+        """The supervisor is asked for another runtime: end in order."""
+        return self._parts.updater.switching
+
+    def _healthy(self) -> bool:
+        """Everything deployed is served. The broker's part of the world does not count."""
+        servings = self._parts.deployer.servings
+        active = [name for name, m in self._parts.deployer.record.models.items() if m.active]
+        return all(name in servings and servings[name].live is not None for name in active)
 
     def _read_inbox(self) -> None:
         while True:
@@ -212,6 +235,7 @@ class Agent:
                     if variant.image is not None:
                         digests.parse(variant.image.digest)
             self._refused = ""
+            parts.updater.offer(desired)
             parts.deployer.offer(desired, digests.of_bytes(inner))
 
     def _report(self) -> bool:
@@ -224,6 +248,7 @@ class Agent:
             boot=cursor.boot,
             epoch=cursor.epoch,
             models={name: model.report() for name, model in record.models.items()},
+            runtime=parts.updater.report(),
             device_state=record.device_state,
             health=Health(
                 pid=os.getpid(),

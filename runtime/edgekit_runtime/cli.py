@@ -11,10 +11,11 @@ from typing import Annotated
 import typer
 
 from edgekit import __version__
-from edgekit.contracts.errors import GateFailedError
+from edgekit.contracts.errors import GateFailedError, UnavailableError
 from edgekit.contracts.verdict import Outcome
 from edgekit_runtime import config as configuration
 from edgekit_runtime import console
+from edgekit_runtime.supervisor.rules import EXIT_SWITCH
 
 app = typer.Typer(
     name="edgekit-agent",
@@ -49,7 +50,9 @@ def _root(
 def run(config: ConfigOption) -> None:
     """Serve inference and follow the desired state until SIGTERM."""
     from edgekit_runtime import server, wiring  # noqa: PLC0415 - only this command needs them
+    from edgekit_runtime.disk import PosixDisk  # noqa: PLC0415
     from edgekit_runtime.lock import StateLock  # noqa: PLC0415
+    from edgekit_runtime.ringlog import RingLog  # noqa: PLC0415
 
     loaded = configuration.load(config, os.environ)
     logging.basicConfig(
@@ -58,8 +61,11 @@ def run(config: ConfigOption) -> None:
         format=f"%(asctime)s %(levelname).1s {loaded.device.id} %(name)s: %(message)s",
     )
     wiring.detect_profile(loaded)  # a wrong configuration fails before anything is touched
-    wiring.prepare_state(loaded.device.state_dir)
-    lock = StateLock(loaded.device.state_dir)
+    state = loaded.device.state_dir
+    wiring.prepare_state(state)
+    lock = StateLock(state)
+    if loaded.log.bytes_max:
+        logging.getLogger().addHandler(RingLog(PosixDisk(), state, loaded.log.bytes_max))
     sockets = server.bind(loaded)
     try:
         built = wiring.build(loaded)
@@ -69,6 +75,8 @@ def run(config: ConfigOption) -> None:
         lock.release()
     if built.agent.failure is not None:
         raise built.agent.failure
+    if built.agent.switching:
+        raise typer.Exit(EXIT_SWITCH)
 
 
 @app.command()
@@ -98,6 +106,58 @@ def selftest(config: ConfigOption, json: JsonOption = False) -> None:
             console.emit("nothing is deployed on this device")
     if result.outcome is not Outcome.PASS:
         raise GateFailedError("self-test failed", hint="the failing bundles are listed on stdout")
+
+
+@app.command()
+def slots(config: ConfigOption, json: JsonOption = False) -> None:
+    """Show every bundle this device holds or refuses, what it is to its model, and why."""
+    from edgekit_runtime import slots as reading  # noqa: PLC0415 - numpy is slow to import
+
+    found = reading.read(configuration.load(config, os.environ))
+    if json:
+        console.emit_json(found)
+    else:
+        console.emit(reading.describe(found))
+
+
+@app.command()
+def logs(
+    config: ConfigOption,
+    lines: Annotated[int, typer.Option("--lines", min=1, help="Newest entries to show.")] = 200,
+    json: JsonOption = False,
+) -> None:
+    """Show the agent's own log and the audit records that still wait in the spool."""
+    from edgekit_runtime import logs as reading  # noqa: PLC0415 - numpy is slow to import
+
+    found = reading.read(configuration.load(config, os.environ), lines=lines)
+    if json:
+        console.emit_json(found)
+    else:
+        console.emit(reading.describe(found))
+
+
+@app.command()
+def doctor(config: ConfigOption, json: JsonOption = False) -> None:
+    """Say in plain words what is wrong with this device, and how to mend it.
+
+    Exit code 5 when something is broken; warnings alone do not fail.
+    """
+    from edgekit_runtime import doctor as examining  # noqa: PLC0415 - only this command needs it
+    from edgekit_runtime.doctor.check import Status  # noqa: PLC0415
+
+    found = []
+    for check in examining.run(configuration.load(config, os.environ)):
+        found.append(check)
+        if not json:
+            console.emit(examining.describe(check))
+    if json:
+        console.emit_json(found)
+    failed = [check.name for check in found if check.status is Status.FAIL]
+    if failed:
+        raise UnavailableError(
+            f"{len(failed)} of {len(found)} checks failed: {', '.join(dict.fromkeys(failed))}",
+            hint="each failed line on stdout says how to mend it",
+        )
 
 
 def main() -> None:

@@ -19,6 +19,10 @@
     bytes_max = 67108864
     [containers]
     engine = "unix:///var/run/docker.sock"   # runs images of a release; default: none, its bundles
+    [log]
+    bytes_max = 1048576            # of the agent's own log on the device; 0: none
+    [selftest]
+    hour = 3                       # local; golden sets are replayed nightly. -1: never
 
 How long a telemetry window is, how often the device reports and where bundles lie comes from the
 manager, in the desired state.
@@ -46,6 +50,7 @@ else:
 ENV_PREFIX = "EDGEKIT_"
 SOCKET_PATH_BYTES_MAX = 107  # sun_path without its final zero (unix(7))
 SPOOL_BYTES_MIN = 2 * 1024 * 1024  # a few segments: below, eviction has nothing to choose from
+LOG_BYTES_MIN = 16 * 1024  # below, a traceback or two are all there is
 CONFIG_BYTES_MAX = 1024 * 1024
 T = TypeVar("T")
 
@@ -91,6 +96,18 @@ class ContainersSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     engine: str | None = None  # e.g. unix:///var/run/docker.sock; none: bundles are run instead
 
 
+class LogSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The agent's own log on the device, for ``edgekit-agent logs``."""
+
+    bytes_max: int = 1024 * 1024
+
+
+class SelftestSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When golden sets are replayed beside what serves."""
+
+    hour: int = 3  # local time; -1: not by the clock
+
+
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -99,6 +116,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     serve: ServeSection = ServeSection()
     spool: SpoolSection = SpoolSection()
     containers: ContainersSection = ContainersSection()
+    log: LogSection = LogSection()
+    selftest: SelftestSection = SelftestSection()
 
     @property
     def address(self) -> Address:
@@ -163,6 +182,14 @@ def check(document: Mapping[str, Any], what: str) -> AgentConfig:
         what,
         f"[containers] engine {engine!r} is neither unix://… nor tcp://…",
     )
+    log_bytes = config.log.bytes_max
+    _require(
+        log_bytes == 0 or log_bytes >= LOG_BYTES_MIN,
+        what,
+        f"[log] bytes_max {log_bytes} is neither 0 nor at least {LOG_BYTES_MIN}",
+    )
+    hour = config.selftest.hour
+    _require(-1 <= hour <= 23, what, f"[selftest] hour {hour}")
     length = len(str(config.socket_path.absolute()).encode())
     _require(
         length <= SOCKET_PATH_BYTES_MAX,
@@ -191,6 +218,8 @@ def _override(document: dict[str, Any], environ: Mapping[str, str]) -> None:
         "serve": ServeSection,
         "spool": SpoolSection,
         "containers": ContainersSection,
+        "log": LogSection,
+        "selftest": SelftestSection,
     }
     for section, kind in sections.items():
         for key in kind.__struct_fields__:

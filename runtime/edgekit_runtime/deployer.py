@@ -126,15 +126,7 @@ class Deployer:
         elif isinstance(step, steps.Remove):
             self._remove(step)
         elif isinstance(step, steps.Observe):
-            self._kept.save(
-                msgspec.structs.replace(
-                    self.record,
-                    gen=step.gen,
-                    desired_digest=step.digest,
-                    config=step.config,
-                    note=step.note,
-                )
-            )
+            self._kept.observe(step)
         elif isinstance(step, steps.Fetch):
             self._preparing.fetch(step.model)
         elif isinstance(step, steps.Verify):

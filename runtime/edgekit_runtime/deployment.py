@@ -11,13 +11,16 @@ from pathlib import Path
 
 import msgspec
 
+from edgekit.contracts import digest as digests
 from edgekit.contracts.messages import DeviceEvent, Failure, Record, SlotEvent, SlotRef
 from edgekit.contracts.states import SlotState
 from edgekit_runtime.counting import Counting
+from edgekit_runtime.errors import RuntimeUnfitError
 from edgekit_runtime.machine import Event, next_state
 from edgekit_runtime.ports import Clock, Disk, Fetcher, Host, Images
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
 from edgekit_runtime.serving import Serving
+from edgekit_runtime.steps import Observe
 from edgekit_runtime.store import BlobStore
 from edgekit_runtime.twocopy import TwoCopy
 
@@ -51,6 +54,7 @@ class Environment:
     wake: Callable[[], None]
     serving_changed: Callable[[Serving], None]  # what is to serve; called by the control thread
     images: Images | None = None  # this device has a container engine
+    runtime_on_trial: bool = False  # the supervisor has another one to go back to
 
 
 class Deployment:
@@ -59,6 +63,7 @@ class Deployment:
     def __init__(self, env: Environment) -> None:
         self._clock = env.clock
         self._emit = env.emit
+        self._runtime_on_trial = env.runtime_on_trial
         self._file = TwoCopy(env.disk, env.state_dir, NAME, DeploymentRecord)
         loaded = self._file.load()
         self.record = loaded.value or DeploymentRecord()
@@ -74,6 +79,21 @@ class Deployment:
         """Make ``record`` the record; durable on return."""
         self._file.save(record)
         self.record = record
+
+    def observe(self, step: Observe) -> None:
+        """A desired state has been taken."""
+        changed = msgspec.structs.replace(
+            self.record,
+            gen=step.gen,
+            desired_digest=step.digest,
+            config=step.config,
+            note=step.note,
+        )
+        self.save(changed)
+
+    def note(self, text: str) -> None:
+        """Tell people something through the reported state."""
+        self.save(msgspec.structs.replace(self.record, note=text[:REASON_CHARS_MAX]))
 
     def change(self, name: str, event: Event | None, reason: str = "", **changes: object) -> None:
         """Persist ``changes`` and the state that ``event`` leads to (the same when ignored)."""
@@ -97,6 +117,11 @@ class Deployment:
 
     def quarantine(self, model: ModelRecord, ref: SlotRef, reason: str) -> dict[str, Failure]:
         """``model.failed`` with ``ref`` added, the oldest dropped."""
+        active = model.active
+        proven = active is not None and model.confirmed and active.content == ref.content
+        if self._runtime_on_trial and proven:
+            # It worked under the runtime before: that one comes back, the bundle stays.
+            raise RuntimeUnfitError(f"{digests.short(ref.digest)} does not work here: {reason}")
         before = model.failed.get(ref.digest)
         failure = Failure(
             reason=reason[:REASON_CHARS_MAX],

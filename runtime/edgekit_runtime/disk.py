@@ -106,7 +106,11 @@ class PosixDisk:
     def make_dir(self, path: Path) -> None:
         """See `Disk.make_dir`."""
         with translate_os_errors("create", path):
+            missing = [folder for folder in (path, *path.parents) if not folder.exists()]
             path.mkdir(parents=True, exist_ok=True)
+        # What is stored in a folder is only as safe as the folder's own name.
+        for folder in reversed(missing):
+            self.sync_dir(folder.parent)
 
     def names(self, path: Path) -> list[str]:
         """See `Disk.names`."""

@@ -6,13 +6,18 @@ import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 
 from edgekit.contracts.errors import BadInputError, UnavailableError
 from edgekit.contracts.limits import OCI_MANIFEST_BYTES_MAX
-from edgekit.contracts.oci import MANIFEST_MEDIA_TYPE
+from edgekit.contracts.oci import INDEX_MEDIA_TYPE, MANIFEST_MEDIA_TYPE
 
 CHUNK_BYTES = 256 * 1024
 STALL_S_MAX = 30.0  # longer waits for a dead peer hold the one download slot
+
+
+class _AbsentError(UnavailableError):
+    """The server answers that it has no such thing (yet)."""
 
 
 class HttpFetcher:
@@ -25,10 +30,20 @@ class HttpFetcher:
 
     def manifest(self, repository: str, digest: str) -> bytes:
         """See `Fetcher.manifest`."""
-        url = f"{self._base}/v2/{repository}/manifests/{digest}"
-        chunks = self._get(url, {"Accept": MANIFEST_MEDIA_TYPE}, 0)
-        data = b""
-        for chunk in chunks:
+        return self._document(f"/v2/{repository}/manifests/{digest}", MANIFEST_MEDIA_TYPE)
+
+    def referrers(self, repository: str, digest: str) -> bytes | None:
+        """See `Fetcher.referrers`; servers without the API keep the index under a tag."""
+        base, tag = f"/v2/{repository}", digest.replace(":", "-")
+        with suppress(_AbsentError):
+            return self._document(f"{base}/referrers/{digest}", INDEX_MEDIA_TYPE)
+        with suppress(_AbsentError):
+            return self._document(f"{base}/manifests/{tag}", INDEX_MEDIA_TYPE)
+        return None
+
+    def _document(self, path: str, media_type: str) -> bytes:
+        url, data = self._base + path, b""
+        for chunk in self._get(url, {"Accept": media_type}, 0):
             data += chunk
             if len(data) > OCI_MANIFEST_BYTES_MAX:
                 raise BadInputError(f"{url}: more than {OCI_MANIFEST_BYTES_MAX} bytes")
@@ -52,6 +67,7 @@ class HttpFetcher:
                     yield chunk[skip:]
                     skip = 0
         except urllib.error.HTTPError as exc:
-            raise UnavailableError(f"{url}: HTTP {exc.code}") from exc
+            kind = _AbsentError if exc.code == http.HTTPStatus.NOT_FOUND else UnavailableError
+            raise kind(f"{url}: HTTP {exc.code}") from exc
         except (OSError, http.client.HTTPException) as exc:
             raise UnavailableError(f"{url}: {exc}") from exc

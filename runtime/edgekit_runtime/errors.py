@@ -6,7 +6,9 @@
     ├── GuardError          an inference input breaks the contract (HTTP 400, counted as violation)
     └── UnsuitableError     a bundle that cannot run on this device
     UnavailableError
+    ├── DeltaAwaitedError   only whole files are to be had, and the policy says to wait
     ├── EngineError         the engine failed on a valid input (HTTP 500, counted as error)
+    ├── RuntimeUnfitError   on trial, and what was proven before does not work: ends the agent
     ├── NotServingError     no model is loaded (HTTP 503)
     ├── WorkerEndedError    a worker ended while it loaded a bundle
     └── RetiredError        asked a bundle that was just replaced (never leaves the agent)
@@ -26,8 +28,16 @@ class UnsuitableError(BadInputError):
     """A bundle is intact and still cannot run here (target, engine or engine version)."""
 
 
+class DeltaAwaitedError(UnavailableError):
+    """There is no usable delta yet, and whole files are not wanted."""
+
+
 class EngineError(UnavailableError):
     """The inference engine failed although the input kept the contract."""
+
+
+class RuntimeUnfitError(UnavailableError):
+    """This runtime, on trial, cannot serve what the one before it served."""
 
 
 class NotServingError(UnavailableError):

@@ -155,7 +155,7 @@ class Disk(Protocol):
         """Fsync a folder."""
 
     def make_dir(self, path: Path) -> None:
-        """Create a folder and its parents."""
+        """Create a folder and its parents; durable on return."""
 
     def names(self, path: Path) -> list[str]:
         """Sorted names in a folder; empty when it does not exist."""
@@ -182,6 +182,12 @@ class Fetcher(Protocol):
 
     def blob(self, repository: str, digest: str, offset: int) -> Iterator[bytes]:
         """Chunks of a blob from ``offset`` on. Raises like `manifest`."""
+
+    def referrers(self, repository: str, digest: str) -> bytes | None:
+        """Index of what refers to a manifest; None when the server knows of nothing.
+
+        Raises like `manifest`.
+        """
 
 
 class Link(Protocol):

@@ -17,11 +17,12 @@ from edgekit.engine.ports import EngineAwayError
 from edgekit_runtime import fitness
 from edgekit_runtime.deployment import Deployment, Environment
 from edgekit_runtime.downloads import Downloads
-from edgekit_runtime.errors import UnsuitableError
+from edgekit_runtime.errors import DeltaAwaitedError, UnsuitableError
 from edgekit_runtime.jobs import Done, JobRunner
 from edgekit_runtime.machine import Event
 from edgekit_runtime.ports import Loaded
 from edgekit_runtime.record import ModelRecord
+from edgekit_runtime.store import Fetched
 
 
 class Preparation:
@@ -83,19 +84,27 @@ class Preparation:
             return
         url, env = self._kept.record.config.artifacts_url, self._env
 
-        def bundle() -> int:
-            return env.store.fetch_bundle(env.fetcher(url), model.repository, candidate.digest)
+        def bundle() -> Fetched:
+            return env.store.fetch_bundle(
+                env.fetcher(url),
+                model.repository,
+                candidate.digest,
+                held=[ref.digest for ref in (model.active, model.fallback) if ref],
+                fallback=model.policy.delta_fallback,
+            )
 
-        def image() -> int:
+        def image() -> Fetched:
             assert env.images is not None
-            return env.images.fetch(candidate, url)
+            return Fetched(env.images.fetch(candidate, url))
 
         def finish(done: Done) -> None:
             if not self._is_candidate(name, candidate, SlotState.FETCHING):
                 return
             if done.error is None:
-                fetched = self._kept.model(name).fetched_bytes + int(done.value)
+                fetched = self._kept.model(name).fetched_bytes + done.value.transferred
                 self._kept.change(name, Event.FETCHED, fetched_bytes=fetched)
+                if done.value.note:
+                    self._note(f"{name}: {done.value.note}")
             elif not self._outside(name, candidate, done.error):
                 self._failed(name, candidate, done.error)
 
@@ -182,7 +191,7 @@ class Preparation:
         limit = self._kept.model(name).policy.download_attempts_max
         count = self._attempts.failed(candidate.content)
         note = f"{name}: download attempt {count}: {error.message}"
-        if count >= limit:
+        if count >= limit and not isinstance(error, DeltaAwaitedError):
             self.refuse(name, note)
         else:
             self._note(note)
@@ -197,7 +206,7 @@ class Preparation:
 
     def _note(self, note: str) -> None:
         if note != self._kept.record.note:
-            self._kept.save(msgspec.structs.replace(self._kept.record, note=note))
+            self._kept.note(note)
 
     def _is_candidate(self, name: str, ref: SlotRef, state: SlotState) -> bool:
         model = self._kept.model(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,12 @@ from edgekit_runtime.deployment import NAME as RECORD
 from edgekit_runtime.deployment import Environment
 from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.front import Front, Limits
+from edgekit_runtime.golden_watch import GoldenWatch
 from edgekit_runtime.link import MqttLink
 from edgekit_runtime.loop import Loop
 from edgekit_runtime.ports import Fetcher
 from edgekit_runtime.record import DeploymentRecord
+from edgekit_runtime.self_update import BLOBS, RuntimeUpdater, Surroundings
 from edgekit_runtime.spool import Spool, SpoolLimits
 from edgekit_runtime.store import BlobStore
 from edgekit_runtime.twocopy import TwoCopy
@@ -83,6 +86,7 @@ def build(config: AgentConfig) -> Built:
             wake=wake.set,
             serving_changed=front.changed,
             images=containers[1] if containers else None,
+            runtime_on_trial=os.environ.get("EDGEKIT_SUPERVISOR") == "trial",
         )
     )
     link = MqttLink(config.address, config.broker.host, config.broker.port, clock)
@@ -92,6 +96,28 @@ def build(config: AgentConfig) -> Built:
         spool=spool,
         counting=counting,
         deployer=deployer,
+        golden=GoldenWatch(
+            disk,
+            state,
+            clock,
+            host,
+            hour=config.selftest.hour,
+            engines=described.engines,
+            emit=lambda record: agent.emit(spool, record),
+            wake=wake.set,
+        ),
+        updater=RuntimeUpdater(
+            Surroundings(
+                disk=disk,
+                clock=clock,
+                store=BlobStore(disk, state / BLOBS, verifier),
+                state_dir=state,
+                fetcher=_fetcher,
+                emit=lambda record: agent.emit(spool, record),
+                wake=wake.set,
+                environ=os.environ,
+            )
+        ),
         uplink=Uplink(spool, link, clock),
         verifier=verifier,
         profile=described,

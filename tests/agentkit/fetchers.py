@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from edgekit.contracts import codec, delta, oci
+from edgekit.contracts import digest as digests
 from edgekit.contracts.errors import UnavailableError
 from edgekit.contracts.oci import LayoutReader
 
@@ -14,6 +16,27 @@ class LocalFetcher:
         self._cut = cut
         self._flip = flip
         self.sent = 0
+
+    def referrers(self, _repository, digest):
+        """As a server with the API: whatever manifest of the layout has this subject."""
+        found = []
+        for path in sorted((self._blobs.root / "blobs" / "sha256").iterdir()):
+            raw = path.read_bytes()
+            if delta.ARTIFACT_TYPE.encode() in raw:
+                manifest = codec.decode(oci.Manifest, raw, what="referrer")
+                if manifest.subject.digest == digest:
+                    found.append(
+                        oci.Descriptor(
+                            media_type=manifest.media_type,
+                            digest=digests.of_bytes(raw),
+                            size=len(raw),
+                            artifact_type=manifest.artifact_type,
+                            annotations=manifest.annotations,
+                        )
+                    )
+        raw = codec.encode(oci.Index(manifests=tuple(found)))
+        self.sent += len(raw)
+        return raw
 
     def manifest(self, _repository, digest):
         data = self._blobs.blob_path(digest).read_bytes()

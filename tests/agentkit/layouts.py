@@ -53,17 +53,28 @@ def weights(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(FEATURES, CLASSES)).astype(np.float32)
 
 
-def model_bytes(seed: int, batch: int | str = "n") -> bytes:
-    """A linear classifier with softmax."""
+def model_bytes(seed: int, batch: int | str = "n", backbone: int = 0) -> bytes:
+    """A linear classifier with softmax, and ``backbone`` further weights that are never trained."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"])]
+    more = []
+    if backbone:
+        noise = np.random.default_rng(0).normal(size=backbone).astype(np.float32)
+        more = [
+            numpy_helper.from_array(noise, "b"),
+            numpy_helper.from_array(np.float32(0), "zero"),
+        ]
+        nodes += [
+            helper.make_node("ReduceMean", ["b"], ["mean"], keepdims=0),
+            helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+            helper.make_node("Add", ["h", "nothing"], ["h2"]),
+        ]
+    last = nodes[-1].output[0]
     graph = helper.make_graph(
-        [
-            helper.make_node("MatMul", ["x", "w"], ["h"]),
-            helper.make_node("Softmax", ["h"], ["scores"], axis=-1),
-        ],
+        [*nodes, helper.make_node("Softmax", [last], ["scores"], axis=-1)],
         "linear",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, FEATURES])],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch, CLASSES])],
-        [numpy_helper.from_array(weights(seed), "w")],
+        [*more, numpy_helper.from_array(weights(seed), "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return onnx.ModelProto.SerializeToString(model)

@@ -127,6 +127,7 @@ class Manager:
         self.reported: dict[str, Reported] = {}
         self.presence: dict[str, Presence] = {}
         self.received = 0
+        self.runtime: dict[str, Any] | None = None  # of the next desired state
         self._config = DeviceConfig(artifacts_url=artifacts_url, window_s=0.3, report_s=5.0)
         self._seen: dict[tuple[Any, ...], IntervalSet] = {}
         self._gens: dict[str, int] = {}
@@ -195,6 +196,7 @@ class Manager:
         variant = VariantRef(digest=digest, repository="meter", size=1, image=image)
         desired = Desired(
             gen=gen,
+            runtime=self.runtime,
             config=self._config,
             deployments={
                 "meter": Deployment(

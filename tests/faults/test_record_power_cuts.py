@@ -103,7 +103,7 @@ def test_store_resumes_after_a_power_cut_at_every_operation(tmp_path):
         store = _store(root)
         store.fetch_bundle(LocalFetcher(writer.root), "m", digest)
         assert bundles.open_bundle(store.reader, digest).manifest.version == "1"
-        assert store.fetch_bundle(None, "m", digest) == 0
+        assert store.fetch_bundle(None, "m", digest).transferred == 0
         assert not [p for p in (root / "blobs" / "sha256").iterdir() if p.suffix == ".partial"]
 
 
@@ -122,7 +122,7 @@ def test_store_transfers_only_what_is_missing_after_a_lost_connection(tmp_path):
             store.fetch_bundle(fetcher, "m", digest)
         sent += fetcher.sent
     last = LocalFetcher(writer.root)
-    assert store.fetch_bundle(last, "m", digest) == last.sent
+    assert store.fetch_bundle(last, "m", digest).transferred == last.sent
     assert sent + last.sent == whole.sent + 2 * manifest
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
+from edgekit.contracts.errors import UnavailableError
 from edgekit_fleet import registry_api, registry_push
 from edgekit_fleet.artifacts import ArtifactStore
+from edgekit_fleet.objects import Objects
 
 USER, PASSWORD = "carla", "s3cret"
 
@@ -51,6 +53,10 @@ def application(served: Served) -> FastAPI:
         scope = request.query_params["scope"].encode().hex()
         return Response(f'{{"token": "{scope}"}}', media_type="application/json")
 
+    @app.exception_handler(UnavailableError)
+    async def refused(_request: Request, _error: UnavailableError) -> Response:
+        return Response(status_code=503)
+
     @app.middleware("http")
     async def behave(request, call_next):
         served.seen.append((request.method, request.url.path))
@@ -83,8 +89,8 @@ async def _cut(chunks, served):
 
 
 @contextmanager
-def serving(root: Path) -> Iterator[Served]:
-    served = Served(ArtifactStore.open(root))
+def serving(root: Path, objects: Objects | None = None) -> Iterator[Served]:
+    served = Served(ArtifactStore.open(root, objects))
     config = uvicorn.Config(application(served), port=0, log_level="critical", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

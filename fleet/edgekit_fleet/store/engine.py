@@ -96,6 +96,8 @@ class Database:
             found = connection.execute(select(schema_version.c.version)).scalar()
             if found is None:
                 connection.execute(schema_version.insert().values(id=1, version=SCHEMA_VERSION))
+            elif found < SCHEMA_VERSION:  # so far tables were added, and `create_all` made them
+                connection.execute(schema_version.update().values(version=SCHEMA_VERSION))
             elif found > SCHEMA_VERSION:
                 raise BadInputError(
                     f"{self._what}: schema version {found} is newer than this edgekit knows "

@@ -21,7 +21,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: join_tokens
 
 metadata = MetaData()
 
@@ -190,4 +190,19 @@ verdicts = Table(
     Column("body", LargeBinary, nullable=False),  # JSON of verdict.Verdict
     Column("at", Float, nullable=False),
     UniqueConstraint("rollout", "wave", "look", "metric"),
+)
+
+join_tokens = Table(
+    "join_tokens",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("hash", String(64), nullable=False, unique=True),  # SHA-256 of the secret, never itself
+    Column("device", String(64)),  # the only name it is good for; NULL: any
+    Column("note", Text, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("revoked", Float),
+    Column("used", Float),
+    Column("used_by", String(64)),
 )

@@ -170,6 +170,17 @@ class Spool:
         # Damaged since recovery: the next start counts it.
         return raw if header is not None and header.seq == frame.seq else None
 
+    def stored(self, lane: Lane) -> Iterator[Record]:
+        """Every record of ``lane`` still on disk, acknowledged or not, oldest first."""
+        for segment in self._index.segments[lane.value]:
+            for offset, size in zip(segment.offsets, segment.sizes, strict=True):
+                try:
+                    raw = self._disk.read_at(self._path(segment), offset, size)
+                except BadInputError:
+                    break  # a running agent has removed it since it was indexed
+                if frames.read_header(raw) is not None:
+                    yield from frames.decode(raw)[1]
+
     def is_acked(self, frame: Frame) -> bool:
         """Whether the manager has committed ``frame``."""
         return self._index.is_acked(frame)

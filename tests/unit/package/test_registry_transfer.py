@@ -16,6 +16,7 @@ from edgekit.package import reader, reference, transfer
 from edgekit.package.bundle import write_bundle
 from edgekit.package.layout import transaction
 from edgekit.package.registry import Registry
+from edgekit_fleet.artifacts import blob_key
 
 MODEL = bytes(range(256)) * 4096  # 1 MiB
 LOGIN = {"EDGEKIT_REGISTRY_USER": USER, "EDGEKIT_REGISTRY_PASSWORD": PASSWORD}
@@ -152,7 +153,7 @@ def test_a_registry_that_stalls_or_is_gone_is_unavailable(served, layout, tmp_pa
 @pytest.mark.parametrize("damage", ["altered", "cut", "longer", "gone"])
 def test_a_damaged_blob_in_the_registry_is_refused(served, layout, tmp_path, damage):
     push(served, layout)
-    blob = served.store.blob_path(digest.of_bytes(MODEL))
+    blob = served.store.objects.root / blob_key(digest.of_bytes(MODEL))
     if damage == "gone":
         blob.unlink()
     else:
