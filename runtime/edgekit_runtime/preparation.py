@@ -89,7 +89,11 @@ class Preparation:
                 env.fetcher(url),
                 model.repository,
                 candidate.digest,
-                held=[ref.digest for ref in (model.active, model.fallback) if ref],
+                held=[
+                    ref.digest
+                    for ref in (model.active, model.fallback)
+                    if ref is not None and ref.image is None
+                ],
                 fallback=model.policy.delta_fallback,
             )
 
