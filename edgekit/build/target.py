@@ -56,7 +56,8 @@ class TargetProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     ``emulator`` is the CPU model that qemu is asked for. The fields behind it are a Jetson's:
     ``jetpack`` lists releases of `edgekit.build.jetpack`, ``sm`` is the GPU's compute capability
-    (87 for 8.7); without ``agent`` the target gets artifacts only.
+    (87 for 8.7); without ``agent`` the target gets artifacts only. ``base`` may be a tag: an image
+    build then says which digest to pin.
     """
 
     name: str
@@ -78,6 +79,7 @@ class TargetProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     sm: int | None = None
     tensorrt_int8: bool = False
     agent: bool = True
+    base: str | None = None  # image that images of this target stand on, unless another is given
 
     def versions_of(self, engine: str) -> str:
         """Versions of ``engine`` that the device may have."""

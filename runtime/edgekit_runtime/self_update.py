@@ -303,7 +303,7 @@ def _check_serves(
     """Whether its engines run what serves now: else the update would end in nothing served."""
     for model in deployed.models.values():
         for ref in (model.active, model.fallback):
-            if ref is not None:
+            if ref is not None and ref.image is None:  # an image brings its own engine
                 needs = bundles.read_manifest(blobs, ref.digest)
                 version = manifest.engines.get(needs.engine, "0")
                 bundles.check_engine(needs, needs.engine, version)

@@ -36,6 +36,7 @@ def test_load_reads_defaults_and_environment(tmp_path):
         (GOOD + "[broker]\nport = 70000\n", "port 70000"),
         (GOOD + "[serve]\nport = 0\n", "port 0"),
         (GOOD + "[spool]\nbytes_max = 10\n", "bytes_max 10"),
+        (GOOD + '[containers]\nengine = "docker"\n', "neither unix"),
         (GOOD + f'[serve]\nsocket = "/tmp/{"x" * 120}"\n', "socket path"),
         (GOOD.replace("dev-1", "Dev 1"), "device id"),
         (GOOD.replace("dev-1", "a/b"), "device id"),
