@@ -42,7 +42,7 @@ class Client:
         self.muted = False  # its events are ignored
         self.keep_alive = True  # after the answer that is being sent
         self.lingered: int | None = None  # bytes discarded since it was refused
-        self.unsent = b""
+        self.unsent: bytes | memoryview = b""
 
     def receive(self) -> None:
         """Read once. Raises `OSError`, `BlockingIOError`."""
@@ -58,13 +58,13 @@ class Client:
         else:
             self.ended = True
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | memoryview) -> None:
         """Send what the socket takes; the rest is `unsent`. Raises `OSError`."""
         try:
             sent = self.sock.send(data)
         except BlockingIOError:
             sent = 0
-        self.unsent = data[sent:] if sent < len(data) else b""
+        self.unsent = memoryview(data)[sent:] if sent < len(data) else b""
         if sent:
             self.since = monotonic()
 

@@ -44,6 +44,7 @@ class Desk(Connections):
         self._channel = channel
         self._queue: deque[tuple[Client, Request, Route]] = deque()
         self._hung_up = False
+        self._retired = False
         self._swept_at = 0.0
 
     def run(self, handle: Callable[[Frame], None]) -> None:
@@ -70,6 +71,9 @@ class Desk(Connections):
             if now - self._swept_at >= SWEEP_S:
                 self._swept_at = now
                 self.sweep(now)
+        for found in list(self.clients.values()):
+            self.let_go(found, hang_up=False)  # the agent decides what becomes of them
+        loop.close()
 
     def take(self, frame: Frame) -> None:
         """A connection was handed to us."""
@@ -86,8 +90,9 @@ class Desk(Connections):
         unanswered = {found.number: request for found, request, _ in self._queue}
         self._queue.clear()
         self._board.queue(0)
+        self._retired = True
         for found in list(self.clients.values()):
-            # A slow reader gets the rest of its answer from us.
+            # A slow reader gets the rest of its answer from us, and is given back after it.
             if not found.unsent and found.lingered is None:
                 self._give_back(found, unanswered.get(found.number))
         self._say(Frame(FrameKind.RETIRED))
@@ -97,7 +102,8 @@ class Desk(Connections):
     def requested(self, found: Client, request: Request) -> None:
         """Queue it, unless it is not for this model."""
         route = oip.route(request.path)
-        if route is None or route.model != self._model or route.action not in ACTIONS:
+        ours = route is not None and route.model == self._model and route.action in ACTIONS
+        if route is None or not ours or self._retired:
             self._give_back(found, request)
         elif len(self._queue) >= self._requests_max:
             error = HttpError(429, "too many requests at once", retry_s=1)
@@ -113,6 +119,8 @@ class Desk(Connections):
     def gripped(self, found: Client, grip: Grip) -> None:
         """Noted on the board, which outlives us."""
         self._board.grips[found.number] = grip
+        if self._retired and grip is Grip.IDLE:
+            self._give_back(found, None)
 
     def lost(self, found: Client) -> None:
         """The agent holds a copy of the socket."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from time import monotonic, monotonic_ns
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from edgekit.contracts.bundle import BundleManifest
@@ -52,7 +52,8 @@ class WorkerModel:
         self._on_end: OnEnd | None = None
         self._ending: Ending | None = None
         self._shut = False
-        self._since = monotonic()  # of the newest sign of life that we asked for
+        self._begun = monotonic()
+        self._asked_at: float | None = None  # for a sign of life
 
     @property
     def failure(self) -> Ending | None:
@@ -98,7 +99,7 @@ class WorkerModel:
 
     def proven(self, now: float) -> bool:
         """Whether it showed lately, by an inference or a canary, that it computes."""
-        shown = max(self.board.last_ns / 1e9, self._since)
+        shown = max(self.board.last_ns / 1e9, self._begun)
         return now - shown < 2 * CANARY_S + self._policy.stuck_s_min
 
     def check(self) -> None:
@@ -115,12 +116,22 @@ class WorkerModel:
             text = f"its worker used {size} bytes of memory, allowed {limit}"
             self._fail(Ending(EndKind.MEMORY, text))
             return
-        now_ns, since_ns = monotonic_ns(), self.board.busy_since_ns
+        now, since_ns = monotonic(), self.board.busy_since_ns
         if since_ns:
-            self._check_stuck((now_ns - since_ns) / 1e9)
-        elif now_ns / 1e9 - max(self.board.last_ns / 1e9, self._since) > CANARY_S:
-            self._since = now_ns / 1e9
+            self._check_stuck(now - since_ns / 1e9)
+        else:
+            self._check_idle(now)
+
+    def _check_idle(self, now: float) -> None:
+        """Between inferences it reads what we say, and a canary is an inference."""
+        shown = max(self.board.last_ns / 1e9, self._begun)
+        if now - shown <= CANARY_S:
+            return
+        if self._asked_at is None or self._asked_at < shown:
+            self._asked_at = now
             self.send(Frame(FrameKind.CANARY))
+        elif now - self._asked_at > max(CANARY_S, self._policy.stuck_s_min):
+            self._fail(Ending(EndKind.STUCK, "its worker does not react"))
 
     def _check_stuck(self, busy_s: float) -> None:
         least = self._policy.stuck_s_min
