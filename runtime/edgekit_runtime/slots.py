@@ -41,7 +41,9 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     release: str = ""
     target: str = ""
-    bytes_held: int | None = None  # of its blobs on this disk; None when its manifest is not here
+    bytes_held: int | None = (
+        None  # of its blobs on this disk; None: its manifest is not here, or an image
+    )
     bytes_total: int | None = None
     tries: int | None = None  # loads (a candidate: self-tests) left; None where none are counted
     at: float | None = None  # of the failure
@@ -122,7 +124,8 @@ def _why_active(model: ModelRecord) -> str:
 def _slot(
     name: str, role: Role, ref: SlotRef, blobs: LayoutReader, *, tries: int | None, why: str
 ) -> Slot:
-    held, total = _sizes(blobs, ref.digest)
+    image = ref.image  # which lies in the container engine, not among the blobs
+    held, total = _sizes(blobs, ref.digest) if image is None else (None, image.size)
     return Slot(
         model=name,
         role=role,
@@ -157,8 +160,10 @@ def describe(slots: list[Slot]) -> str:
     lines: list[str] = []
     for slot in slots:
         facts = [slot.release, slot.version and f"version {slot.version}", slot.target]
-        if slot.bytes_total is not None:
+        if slot.bytes_held is not None:
             facts.append(f"{slot.bytes_held} of {slot.bytes_total} bytes")
+        elif slot.bytes_total is not None:
+            facts.append(f"image of {slot.bytes_total} bytes")
         if slot.tries is not None:
             facts.append(f"{slot.tries} tries left")
         known = ", ".join(fact for fact in facts if fact)
