@@ -16,7 +16,7 @@ PYTHON ?= $(shell for v in python3.13 python3.12 python3.11 python3; do \
 DEVICE_PYTHON ?= $(firstword $(foreach v,python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python3.10),\
 	$(shell $v -c 'import sys; print(sys.executable)' 2>/dev/null)) $(PYTHON))
 
-.PHONY: help setup demo test check bench docs format lock runtime-only clean
+.PHONY: help setup demo test check bench docs engine format lock runtime-only clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -27,11 +27,12 @@ $(READY): requirements.lock pyproject.toml
 		echo "hint: install it, or pass PYTHON=/path/to/python3.11" >&2; exit 5; }
 ifneq ($(UV),)
 	@uv venv --quiet --seed --allow-existing --python "$(PYTHON)" $(VENV)
-	@uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	@uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock
 	@uv pip install --quiet --python $(BIN)/python --no-deps -e .
 else
 	@"$(PYTHON)" -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 endif
 	@touch $@
@@ -47,6 +48,7 @@ test: $(READY) ## all tests; EDGEKIT_TEST_SCALE=10 lets property tests look ten 
 check: $(READY) ## format, lint, types (also for Python 3.10 where devices run it), import layers
 	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check .; exit 1; }
 	@$(BIN)/ruff check --quiet .
+	@$(BIN)/python tests/repo/tensorrt_types.py
 	@$(BIN)/mypy
 	@$(BIN)/mypy --python-version 3.10 -p edgekit.contracts -p edgekit.stats \
 		-p edgekit.engine -p edgekit.preprocess -p edgekit_runtime
@@ -57,6 +59,9 @@ bench: $(READY) ## run the benchmarks; results land in benchmarks/results
 
 docs: $(READY) ## check that documents agree with the code and their commands run
 	@$(BIN)/python -m pytest -q tests/repo
+
+engine: $(READY) ## images and container slots in a real Docker Engine (needs root and apt)
+	@PYTHON="$(CURDIR)/$(BIN)/python" bash tests/repo/images_in_engine.sh engine-work
 
 format: $(READY) ## format and fix what can be fixed
 	@$(BIN)/ruff format .
@@ -70,4 +75,5 @@ runtime-only: ## test the device's part in an environment with [runtime] alone (
 	@PYTHON="$(DEVICE_PYTHON)" bash tests/repo/runtime_only.sh
 
 clean: ## remove what the targets made
-	@rm -rf $(VENV) demo-out demo-report.json build-out .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf $(VENV) engine-work demo-out demo-report.json build-out .mypy_cache .mypy_stubs \
+		.ruff_cache .pytest_cache

@@ -44,7 +44,7 @@ def build(
 ) -> tuple[float, image.Written]:
     begun = time.perf_counter()
     builder = image.Builder(Cache(cache), wheels, epoch=0, on_step=lambda _: None)
-    plan = builder.plan(reader.find(str(bundles)), "arm64", base)
+    plan = builder.plan(reader.find(str(bundles)), "arm64", builder.rootfs(base))
     (written,) = builder.write([plan], out)
     return time.perf_counter() - begun, written
 

@@ -18,7 +18,7 @@ _SERVERS = {
     "mlserver": "peer_mlserver.py",
     "bentoml": "peer_bentoml.py",
 }
-_PATHS = {"litserve": "/predict"}
+_PATHS = {"litserve": "/predict", "bentoml": "/predict", "mlserver": "/v2/models/bench/infer"}
 
 
 def available() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 
 import msgspec
@@ -22,7 +23,15 @@ class Scheme(str, Enum):
     EXPLICIT = "explicit"  # symmetric QDQ with float bias, as TensorRT wants it
     DYNAMIC = "dynamic"  # activations are quantized anew in each run
     WEIGHT_ONLY = "weight_only"  # weights are stored as int8, arithmetic is float
-    FP16 = "fp16"
+    FP16 = "fp16"  # for OpenVINO: weights stored in half precision
+    NNCF = "nncf"  # NNCF chooses what to quantize, calibrates and corrects biases by itself
+
+
+class Engine(str, Enum):
+    """What runs a variant; its file is made for it."""
+
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
 
 
 class Ops(str, Enum):
@@ -63,6 +72,7 @@ class Structure(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[Layer, ...]
     ops: tuple[str, ...]  # operator types, sorted
     quantized: bool  # holds quantized arithmetic already
+    attention: bool = False  # multiplies activations by activations and has a softmax
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +81,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     precision: str
     scheme: Scheme = Scheme.NONE
+    engine: Engine = Engine.ONNXRUNTIME
     ops: Ops | None = None
     activations: Activations | None = None
     per_channel: bool = True
@@ -78,6 +89,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     calibration: Calibration = Calibration.MINMAX
     floats: tuple[str, ...] = ()  # nodes left in float
     only: tuple[str, ...] = ()  # quantize these nodes alone: a probe, never shipped
+    transformer: bool = False  # NNCF only: patterns of attention are known to it
 
     @property
     def needs_ranges(self) -> bool:
@@ -86,8 +98,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def unquantized(self) -> bool:
-        """Whether it computes what the registered model computes."""
-        return self.scheme is Scheme.NONE
+        """Whether it computes what the registered model computes, in the engine it came with."""
+        return self.scheme is Scheme.NONE and self.engine is Engine.ONNXRUNTIME
 
     @property
     def computes_in_float(self) -> bool:
@@ -96,7 +108,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
     def layers_of(self, structure: Structure) -> tuple[str, ...]:
         """Names of the weight layers this candidate quantizes, in graph order."""
-        if self.scheme is Scheme.NONE or self.scheme is Scheme.FP16:
+        if self.scheme in {Scheme.NONE, Scheme.FP16, Scheme.NNCF}:
             return ()
         if self.only:
             return self.only
@@ -146,6 +158,40 @@ def candidates_for(target: TargetProfile, structure: Structure) -> tuple[Candida
         Candidate(name="weights8", precision="w8", scheme=Scheme.WEIGHT_ONLY, ops=Ops.WEIGHTS)
     )
     found.append(Candidate(name="fp16", precision="fp16", scheme=Scheme.FP16))
+    if target.openvino_versions is not None:
+        found += _for_openvino(found)
+    return tuple(found)
+
+
+def in_openvino(candidate: Candidate) -> Candidate:
+    """``candidate`` as IR for OpenVINO."""
+    return msgspec.structs.replace(candidate, name=f"ov-{candidate.name}", engine=Engine.OPENVINO)
+
+
+def _for_openvino(others: Sequence[Candidate]) -> list[Candidate]:
+    """The same by OpenVINO; dynamic quantization and int8 storage are ONNX Runtime's own forms."""
+    own = {Scheme.NONE, Scheme.STATIC, Scheme.FP16}
+    return [in_openvino(each) for each in others if each.scheme in own]
+
+
+def by_nncf(target: TargetProfile, structure: Structure) -> tuple[Candidate, ...]:
+    """What NNCF makes of the model, for each engine; a transformer with and without its patterns.
+
+    Its calibration takes seconds, so these are the first thing a search tries and no part of the
+    fixed first round.
+    """
+    if structure.quantized or target.jetpack or not structure.layers:
+        return ()
+    reduce, mark = (Reduce.ALWAYS, "-rr") if target.reduce_range else (Reduce.NEVER, "")
+    plain = Candidate(
+        name=f"int8-nncf{mark}", precision="int8", scheme=Scheme.NNCF, reduce_range=reduce
+    )
+    found = [plain]
+    if structure.attention:
+        name = f"int8-nncf-transformer{mark}"
+        found.insert(0, msgspec.structs.replace(plain, name=name, transformer=True))
+    if target.openvino_versions is not None:
+        found += [in_openvino(each) for each in found]
     return tuple(found)
 
 

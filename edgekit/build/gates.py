@@ -41,15 +41,27 @@ def _verdict(
     )
 
 
-def quality(drop: bounds.Drop | None, budget: QualityBudget) -> Verdict:
-    """Upper bound of the paired drop against the budget."""
+def percent(share: float) -> str:
+    """``96.25%``, without zeros that say nothing."""
+    return f"{100 * share:.4g}%"
+
+
+def quality(drop: bounds.Drop | None, budget: QualityBudget, *, look: int = 0) -> Verdict:
+    """Upper bound of the paired drop against the budget.
+
+    Args:
+        drop: found on the evaluation split, with its bounds.
+        budget: what may be lost, at the confidence that this look at the split has to reach.
+        look: how often the split was looked at before for this target.
+    """
     metric = f"{budget.metric}_drop"
     if drop is None:
         return not_measured(metric, "no paired scores", threshold=budget.drop_max)
     passed = drop.upper <= budget.drop_max
+    again = f" (look {look + 1} at this data)" if look else ""
     reason = (
         f"{budget.metric} drops by {drop.estimate:.4f}, at most {drop.upper:.4f} with "
-        f"{budget.confidence:.0%} confidence; allowed {budget.drop_max:g}"
+        f"{percent(budget.confidence)} confidence; allowed {budget.drop_max:g}{again}"
     )
     return Verdict(
         metric=metric,
@@ -68,7 +80,7 @@ def in_slice(found: SliceDrop, budget: QualityBudget) -> Verdict:
     within = found.within(budget.drop_max)
     drop = found.drop
     how = (
-        f"at most {drop.upper:.4f} with {budget.confidence:.0%} confidence"
+        f"at most {drop.upper:.4f} with {percent(budget.confidence)} confidence"
         if found.resolved
         else f"{drop.n} samples are too few for a bound, so the estimate counts"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from edgekit.contracts import codec, digest
 from edgekit.contracts.bundle import Role
 from edgekit.contracts.contract import Contract, QualityBudget
 from edgekit.contracts.errors import BugError, ResourceError, UnavailableError
-from edgekit.contracts.evaluation import Evaluation
+from edgekit.contracts.evaluation import Evaluation, Latency
 from edgekit.registry import npz
 from edgekit.registry.npz import Array
 
 VERSION = 1
+RACE_VERSION = 1
 LATENCY_RUNS_MIN = 200  # medians of fewer wobble
 LATENCY_RUNS_MAX = 5000
 # Small models answer in microseconds: 200 runs are over before the processor has changed its
@@ -33,6 +34,7 @@ LATENCY_RUNS_MAX = 5000
 _LATENCY_BYTES = 2_000_000_000
 _TIMEOUT_S = 3600.0  # an engine that hangs must not hang the build for ever
 _EVALUATE = "edgekit_runtime.evaluate"
+_RACE = "edgekit_runtime.race"
 _OUTPUTS = "outputs.npz"
 
 
@@ -65,7 +67,7 @@ class Measured:
 class Subject:
     """What is measured: a model file with its contract and, once known, its golden set."""
 
-    model: Path
+    contents: tuple[BundleContent, ...]  # the model's files
     model_digest: str
     engine: str
     engine_versions: str
@@ -123,6 +125,40 @@ class Measurer:
         """Whether `measure` would only look up."""
         return self.cache.find(self._step(subject, data, timed, None)) is not None
 
+    def race(self, subjects: Sequence[Subject], data: Path) -> list[Latency]:
+        """Latencies of ``subjects`` timed in turns, in their order.
+
+        Raises:
+            CandidateError: they do not run together.
+            ResourceError: disk or memory is exhausted.
+        """
+        steps = [self._step(each, data, TimedRun("race", 0), None) for each in subjects]
+        inputs = {str(index): step.key() for index, step in enumerate(steps)}
+        entry = self.cache.run(
+            Step("race", RACE_VERSION, {}, inputs), lambda _: self._race(subjects, data)
+        )
+        if entry.facts["error"] is not None:
+            raise CandidateError(entry.facts["error"])
+        raw = codec.encode(entry.facts["latencies"])
+        return codec.decode(list[Latency], raw, what="race")
+
+    def _race(self, subjects: Sequence[Subject], data: Path) -> dict[str, Any]:
+        with self.cache.scratch() as scratch:
+            layout = scratch / "layout"
+            written = []
+            for index, subject in enumerate(subjects):
+                head = _trial_head(subject, str(index))
+                written.append(self.writer.write(layout, head, self._contents(subject)).digest)
+            command = [*tools.python(), _RACE, str(layout), *written, "--data", str(data)]
+            raw, error = _evaluate(command)
+        if raw is None:
+            return {"error": error, "latencies": []}
+        return {"error": None, "latencies": codec.decode(list[Latency], raw, what=_RACE)}
+
+    def _contents(self, subject: Subject) -> list[BundleContent]:
+        contract = BundleContent("contract.json", Role.CONTRACT, codec.encode(self.contract))
+        return [*subject.contents, contract]
+
     def _step(
         self, subject: Subject, data: Path, timed: TimedRun | None, emulator: Emulator | None
     ) -> Step:
@@ -138,7 +174,11 @@ class Measurer:
         return Step(
             "measure",
             VERSION,
-            {**tools.versions(), "runtime": tools.measuring_code()},
+            {
+                **tools.versions(),
+                **tools.engine_versions(subject.engine),
+                "runtime": tools.measuring_code(),
+            },
             inputs,
             {
                 "timed": [timed.name, timed.runs] if timed else None,
@@ -151,14 +191,11 @@ class Measurer:
     def _run(
         self, subject: Subject, data: Path, folder: Path, runs: int, emulator: Emulator | None
     ) -> dict[str, Any]:
-        contents = [
-            BundleContent("model.onnx", Role.MODEL, subject.model),
-            BundleContent("contract.json", Role.CONTRACT, codec.encode(self.contract)),
-        ]
+        contents = self._contents(subject)
         if subject.golden is not None and subject.tolerance is not None:
             contents.append(BundleContent("golden.npz", Role.GOLDEN, subject.golden))
             contents.append(BundleContent("tolerance.json", Role.TOLERANCE, subject.tolerance))
-        head = BundleHead("trial", "0", "trial", "any", subject.engine, subject.engine_versions)
+        head = _trial_head(subject, "0")
         with self.cache.scratch() as scratch:
             layout = scratch / "layout"
             bundle = self.writer.write(layout, head, contents)
@@ -172,6 +209,10 @@ class Measurer:
             return {"error": error, "evaluation": None}
         evaluation = codec.decode(Evaluation, raw, what="output of edgekit_runtime.evaluate")
         return {"error": None, "evaluation": evaluation}
+
+
+def _trial_head(subject: Subject, version: str) -> BundleHead:
+    return BundleHead("trial", version, "trial", "any", subject.engine, subject.engine_versions)
 
 
 def run_child(command: list[str]) -> subprocess.CompletedProcess[bytes]:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from edgekit.build import derive, report, tools
 from edgekit.build.cache import Cache
+from edgekit.build.final import Finisher
 from edgekit.build.host import Host, detect
 from edgekit.build.measure import Measurer, neutral
+from edgekit.build.outcome import Chosen
 from edgekit.build.ports import (
     BundleContent,
     BundleHead,
@@ -27,7 +29,7 @@ from edgekit.build.quantize import Quantization
 from edgekit.build.record import RECORD_FILE, BuildRecord, VariantRecord
 from edgekit.build.study import prepare
 from edgekit.build.target import TargetProfile
-from edgekit.build.variants import Chosen, VariantBuilder
+from edgekit.build.variants import VariantBuilder
 from edgekit.contracts import codec
 from edgekit.contracts.bundle import Role
 from edgekit.contracts.errors import UsageError
@@ -112,7 +114,8 @@ def build(
         study = prepare(registry, model, cache, scratch)
         measurer = Measurer(cache, writer, host, neutral(model.contract))
         quantization = Quantization(study, cache, host, measurer.contract, scratch)
-        builder = VariantBuilder(study, quantization, measurer, host, tick)
+        finisher = Finisher(study, measurer, host, tick)
+        builder = VariantBuilder(study, quantization, measurer, host, tick, finisher)
         chosen = []
         for index, target in enumerate(targets):
             left = max(0.0, deadline - time.monotonic()) / (len(targets) - index)
@@ -121,11 +124,11 @@ def build(
             "inputs": _inputs(model),
             "tools": tools.versions(),
             "normalised": study.notes,
-            "quality_measured_on": _measured_on(host),
         }
         variants = []
         for target, result in chosen:
-            contents = _contents(model, target, result, facts)
+            measured_on = {"quality_measured_on": _measured_on(host, result)}
+            contents = _contents(model, target, result, {**facts, **measured_on})
             written = _write(out, writer, _head(model, target, result), contents, result)
             variants.append(_record(model, target, result, written, host))
     record = BuildRecord(
@@ -144,13 +147,20 @@ def build(
     return record
 
 
+def _precision(result: Chosen) -> dict[str, str]:
+    """The precision in which the engine computes, where it has a choice."""
+    found = result.final.evaluation.engine_facts.get("inference_precision")
+    return {"inference_precision": found} if found else {}
+
+
 def _inputs(model: ModelVersion) -> dict[str, str]:
     splits = {entry.split.value: entry.digest for entry in model.datasets}
     return {"model": model.file().sha256, **splits}
 
 
-def _measured_on(host: Host) -> str:
-    return f"{host.arch}, onnxruntime {tools.versions()['onnxruntime']}"
+def _measured_on(host: Host, result: Chosen) -> str:
+    final = result.final.evaluation
+    return f"{host.arch}, {final.engine} {final.engine_version}"
 
 
 def _head(model: ModelVersion, target: TargetProfile, result: Chosen) -> BundleHead:
@@ -160,9 +170,14 @@ def _head(model: ModelVersion, target: TargetProfile, result: Chosen) -> BundleH
         version=model.version,
         target=target.name,
         precision=candidate.precision,
-        engine=target.engine,
-        engine_versions=target.engine_versions,
-        labels={"candidate": candidate.name, "validated": result.level.value},
+        engine=candidate.engine.value,
+        engine_versions=target.versions_of(candidate.engine.value),
+        labels={
+            "candidate": candidate.name,
+            "validated": result.level.value,
+            **_precision(result),
+            **({"accelerate": "tensorrt"} if target.jetpack else {}),
+        },
     )
 
 
@@ -178,7 +193,7 @@ def _contents(
     )
     card = derive.card(model, target, result.verdicts)
     contents = [
-        BundleContent("model.onnx", Role.MODEL, result.trial.artifact.path),
+        *result.trial.artifact.contents(),
         BundleContent("contract.json", Role.CONTRACT, codec.encode(model.contract)),
         BundleContent("golden.npz", Role.GOLDEN, result.golden),
         BundleContent("tolerance.json", Role.TOLERANCE, result.tolerance),
@@ -232,7 +247,9 @@ def _record(
         original_latency_ms=result.original_latency_ms,
         validated=result.level.value,
         emulated_on=result.emulated_on,
-        quality_measured_on=_measured_on(host),
+        engine=figures.candidate.engine.value,
+        looks=result.looks,
+        quality_measured_on=_measured_on(host, result),
         verdicts=result.verdicts,
         repository=model.name,
         digest=written.digest if written else None,

@@ -12,7 +12,7 @@ import msgspec
 
 from edgekit.build import tools
 from edgekit.build.cache import Cache, Entry, Step
-from edgekit.build.candidates import Candidate
+from edgekit.build.candidates import Candidate, Engine, Scheme
 from edgekit.build.host import Host
 from edgekit.build.measure import killed, run_child
 from edgekit.build.ranges import Ranges
@@ -22,10 +22,12 @@ from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import ResourceError
 
 _CALIBRATE_VERSION = 1  # of edgekit.build.quantizers.calibrate
-_QUANTIZE_VERSION = 3  # of edgekit.build.quantizers.worker
+_QUANTIZE_VERSION = 4  # of edgekit.build.quantizers.worker
 _WORKER = "edgekit.build.quantizers.worker"
 _CALIBRATE = "edgekit.build.quantizers.calibrate"
 _MODEL, _RANGES = "model.onnx", "ranges.json"
+_SUFFIX = {Engine.ONNXRUNTIME: "onnx", Engine.OPENVINO: "xml"}
+_GRAPH, _WEIGHTS = "model.xml", "model.bin"  # of IR
 
 
 @dataclass
@@ -117,18 +119,26 @@ class Quantization:
         inputs = {"model": self.study.normalised.digest}
         if candidate.needs_ranges:
             inputs["ranges"] = self._calibrate().digests[_RANGES]
+        if candidate.scheme is Scheme.NNCF:
+            inputs["calibration"] = self.study.calibration_digest
+            inputs["contract"] = digest.of_bytes(codec.encode(self.contract))
         # The name is ours; what the quantizer does depends on the rest only.
         anonymous = msgspec.structs.replace(candidate, name="")
-        return Step(
-            "quantize", _QUANTIZE_VERSION, tools.versions(), inputs, {"candidate": anonymous}
-        )
+        parameters: dict[str, Any] = {"candidate": anonymous}
+        if candidate.scheme is Scheme.NNCF:
+            parameters["host"] = self.host.facts()  # its ranges come from running the model here
+        versions = {**tools.versions(), **tools.used_by(candidate)}
+        return Step("quantize", _QUANTIZE_VERSION, versions, inputs, parameters)
 
     def _run_batches(self, todo: Mapping[Candidate, Step]) -> None:
         """One process for all; one that a job kills is started again behind that job."""
         left = list(todo)
         with self.cache.scratch() as folder:
             while left:
-                targets = [folder / f"{index}.onnx" for index in range(len(left))]
+                targets = [
+                    folder / f"{index}.{_SUFFIX[candidate.engine]}"
+                    for index, candidate in enumerate(left)
+                ]
                 answers = self._run_batch(left, targets)
                 for candidate, target, answer in zip(left, targets, answers, strict=False):
                     entry = self.cache.run(todo[candidate], _mover(target, answer))
@@ -140,6 +150,8 @@ class Quantization:
         request = {
             "model": str(self.study.normalised.path),
             "ranges": str(self._calibrate().file(_RANGES)) if needed else None,
+            "data": str(self.study.calibration),
+            "contract": self.contract,
             "jobs": [
                 {"candidate": candidate, "target": str(target)}
                 for candidate, target in zip(left, targets, strict=True)
@@ -172,7 +184,10 @@ class Quantization:
 
 def _mover(target: Path, answer: Mapping[str, Any]) -> Any:
     def make(folder: Path) -> Mapping[str, Any]:
-        if answer["error"] is None:
+        if answer["error"] is None and target.suffix == ".xml":
+            target.replace(folder / _GRAPH)
+            target.with_suffix(".bin").replace(folder / _WEIGHTS)
+        elif answer["error"] is None:
             target.replace(folder / _MODEL)
         return answer
 
@@ -183,6 +198,11 @@ def _result(entry: Entry) -> Artifact | str:
     error: str | None = entry.facts["error"]
     if error is not None:
         return error
-    path = entry.file(_MODEL)
     reduced = tuple(entry.facts["reduced"])
+    if _GRAPH in entry.digests:
+        graph, weights = entry.file(_GRAPH), entry.file(_WEIGHTS)
+        both = digest.of_bytes(f"{entry.digests[_GRAPH]} {entry.digests[_WEIGHTS]}".encode())
+        size = graph.stat().st_size + weights.stat().st_size
+        return Artifact(graph, both, size, reduced, weights)
+    path = entry.file(_MODEL)
     return Artifact(path, entry.digests[_MODEL], path.stat().st_size, reduced)

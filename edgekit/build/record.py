@@ -15,6 +15,7 @@ class CandidateRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     precision: str
+    engine: str = "onnxruntime"
     outcome: str  # chosen | passed_over | gate_failed | dropped | probe
     reason: str
     size_bytes: int | None = None
@@ -60,6 +61,8 @@ class VariantRecord(msgspec.Struct, frozen=True, kw_only=True):
     original_latency_ms: float | None
     validated: str  # native | emulated | none
     emulated_on: str | None  # the emulator, when the artifact ran under one
+    engine: str = "onnxruntime"
+    looks: int = 1  # at the evaluation split; each further one had to be more certain
     quality_measured_on: str
     verdicts: tuple[Verdict, ...]
     repository: str

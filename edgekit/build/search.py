@@ -3,8 +3,9 @@
 The next candidates follow from what is known, and what is known is in the step cache; a search that
 was stopped therefore goes on where it was. In order:
 
-1. other calibration rules, when static quantization costs too much quality;
-2. the cheapest candidate that is over budget and cheaper than the best within it is repaired:
+1. other quantizers than ONNX Runtime's, which take seconds to calibrate;
+2. other calibration rules, when static quantization costs too much quality;
+3. the cheapest candidate that is over budget and cheaper than the best within it is repaired:
    each of its layers is quantized alone and judged by the *task metric* (ranking layers by the
    error of their outputs alone was measured to make things worse), then the layers that hurt most
    go back to float, as few as bring the expected bound within budget.
@@ -13,7 +14,7 @@ was stopped therefore goes on where it was. In order:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -45,8 +46,19 @@ class Known:
         return found is not None and select.admissible(found, self.drop_max)
 
 
-def next_candidates(known: Known, structure: Structure) -> tuple[Candidate, ...]:
-    """What to measure next, best first; empty when the search is over."""
+def next_candidates(
+    known: Known, structure: Structure, others: Sequence[Candidate] = ()
+) -> tuple[Candidate, ...]:
+    """What to measure next, best first; empty when the search is over.
+
+    Args:
+        known: what was measured.
+        structure: of the graph.
+        others: candidates that are no part of the first round, and are always tried.
+    """
+    left = tuple(each for each in others if not known.tried(each))
+    if left:
+        return left
     rules = [each for each in _calibrations(known) if not known.tried(each)]
     if rules:
         return tuple(rules)

@@ -12,6 +12,9 @@ from edgekit.stats.bounds import Drop
 # Medians closer than this are a tie: medians of separate runs wobble by several per cent, and a
 # choice made by noise would differ from build to build. Sizes as close as this decide nothing.
 TIE_RATIO = 1.1
+RACE_TIE_RATIO = 1.01  # candidates timed in turns are told apart better than that
+_CLOSE_RATIO = 1.3  # medians of separate runs can be this wrong on a busy machine
+_CLOSE_MAX = 6  # all are loaded at once
 GAIN_RATIO = 1.05  # what a repaired candidate may gain at least to be worth the search
 
 
@@ -62,7 +65,18 @@ def gains(figures: Figures, over: Figures, *, timed: bool) -> bool:
     return figures.size_bytes * GAIN_RATIO < over.size_bytes
 
 
-def preference(measured: Sequence[Figures], drop_max: float) -> list[Figures]:
+def close(order: Sequence[Figures]) -> list[Figures]:
+    """Those whose latency is too near the least one for separate runs to tell."""
+    timed = [(each.latency.p50_ms, each) for each in order if each.latency]
+    least = min((found for found, _ in timed), default=0.0)
+    near = [pair for pair in timed if pair[0] <= least * _CLOSE_RATIO]
+    near.sort(key=lambda pair: pair[0])
+    return [each for _, each in near[:_CLOSE_MAX]]
+
+
+def preference(
+    measured: Sequence[Figures], drop_max: float, *, tie_ratio: float = TIE_RATIO
+) -> list[Figures]:
     """Admissible candidates, best first: fastest where timed (ties: smallest), else smallest.
 
     Among those that are as fast and as small, the one whose outputs are nearest the original's:
@@ -73,7 +87,7 @@ def preference(measured: Sequence[Figures], drop_max: float) -> list[Figures]:
     while left:
         timed = [figures.latency.p50_ms for figures in left if figures.latency]
         if len(timed) == len(left):
-            fastest = min(timed) * TIE_RATIO
+            fastest = min(timed) * tie_ratio
             tied = [f for f in left if f.latency and f.latency.p50_ms <= fastest]
         else:
             proven = min(cost(figures, timed=False)[0] for figures in left)

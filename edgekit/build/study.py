@@ -13,7 +13,9 @@ import numpy as np
 from edgekit.build import tools
 from edgekit.build.cache import Cache, Step
 from edgekit.build.candidates import Structure
+from edgekit.build.ports import BundleContent
 from edgekit.build.steps import normalise
+from edgekit.contracts.bundle import Role
 from edgekit.contracts.contract import Contract
 from edgekit.registry import graph, npz
 from edgekit.registry.model import ModelVersion, Split
@@ -24,12 +26,22 @@ from edgekit.stats.metrics import LABELS, SLICE
 
 @dataclass(frozen=True)
 class Artifact:
-    """A model file in the cache or the registry."""
+    """A model in the cache or the registry: one file, or two where weights lie beside the graph."""
 
     path: Path
     digest: str
     size: int
     reduced: tuple[str, ...] = ()  # layers whose weights keep to 7 bits, so that nothing saturates
+    weights: Path | None = None
+
+    def contents(self) -> list[BundleContent]:
+        """Its files as a bundle carries them."""
+        if self.weights is None:
+            return [BundleContent("model.onnx", Role.MODEL, self.path)]
+        return [
+            BundleContent("model.xml", Role.MODEL, self.path),
+            BundleContent("model.bin", Role.WEIGHTS, self.weights),
+        ]
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,7 @@ class Study:
     calibration_digest: str
     tuning: Path  # inputs of the tuning split, followed by those of the golden split
     evaluation: Path  # inputs of the evaluation split
+    golden: Path  # inputs of the golden split alone
     tuning_n: int
     evaluation_n: int
     golden_inputs: Mapping[str, Array]
@@ -83,6 +96,7 @@ def prepare(registry: Registry, model: ModelVersion, cache: Cache, scratch: Path
     tuning, golden, evaluation = data[Split.TUNING], data[Split.GOLDEN], data[Split.EVALUATION]
     both = {name: np.concatenate([tuning[name], golden[name]]) for name in names}
     npz.write(scratch / "tuning.npz", both)
+    npz.write(scratch / "golden.npz", {name: golden[name] for name in names})
     npz.write(scratch / "evaluation.npz", {name: evaluation[name] for name in names})
     return Study(
         contract=model.contract,
@@ -95,6 +109,7 @@ def prepare(registry: Registry, model: ModelVersion, cache: Cache, scratch: Path
         calibration_digest=model.dataset(Split.CALIBRATION).digest,
         tuning=scratch / "tuning.npz",
         evaluation=scratch / "evaluation.npz",
+        golden=scratch / "golden.npz",
         tuning_n=model.dataset(Split.TUNING).n,
         evaluation_n=model.dataset(Split.EVALUATION).n,
         golden_inputs={name: golden[name] for name in names},

@@ -56,7 +56,8 @@ class TargetProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     ``emulator`` is the CPU model that qemu is asked for. The fields behind it are a Jetson's:
     ``jetpack`` lists releases of `edgekit.build.jetpack`, ``sm`` is the GPU's compute capability
-    (87 for 8.7); without ``agent`` the target gets artifacts only.
+    (87 for 8.7); without ``agent`` the target gets artifacts only. ``base`` may be a tag: an image
+    build then says which digest to pin.
     """
 
     name: str
@@ -72,11 +73,17 @@ class TargetProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     activations: Activations
     gates: tuple[Gate, ...]
     validation_required: Validation
+    openvino_versions: str | None = None  # the device has OpenVINO too: the faster one wins
     emulator: str | None = None
     jetpack: tuple[str, ...] = ()
     sm: int | None = None
     tensorrt_int8: bool = False
     agent: bool = True
+    base: str | None = None  # image that images of this target stand on, unless another is given
+
+    def versions_of(self, engine: str) -> str:
+        """Versions of ``engine`` that the device may have."""
+        return self.openvino_versions or "" if engine == "openvino" else self.engine_versions
 
 
 def parse(raw: bytes, what: str) -> TargetProfile:
@@ -92,23 +99,23 @@ def parse(raw: bytes, what: str) -> TargetProfile:
             f"target profile {what}: {exc}", hint="compare with 'edgekit targets show rpi5'"
         ) from exc
     check_name(profile.name, "target")
-    try:
-        SpecifierSet(profile.engine_versions)
-    except InvalidSpecifier as exc:
-        raise BadInputError(f"target profile {what}: engine_versions: {exc}") from exc
+    _check_versions(profile, what)
     problems = {
         "isa": not profile.isa,
         "cores": profile.cores < 1,
         "memory_mb": profile.memory_mb < 1,
         "gates": Gate.QUALITY not in profile.gates or len(set(profile.gates)) != len(profile.gates),
         "engine": profile.engine != "onnxruntime",
+        # On ARM it runs quantized models in half precision, without saying so.
+        "openvino_versions": profile.openvino_versions and profile.arch is not Arch.X86_64,
     }
     for field, wrong in problems.items():
         if wrong:
             value = getattr(profile, field)
             raise BadInputError(
                 f"target profile {what}: {field}: {value!r} is not allowed",
-                hint="gates name quality and nothing twice; the engine is onnxruntime",
+                hint="gates name quality and nothing twice; the engine is onnxruntime, on x86 also "
+                "openvino by its versions",
             )
     _check_jetson(profile, what)
     emulates = Gate.EMULATED in profile.gates or (
@@ -125,6 +132,16 @@ def parse(raw: bytes, what: str) -> TargetProfile:
             hint="latency is only ever taken from real hardware",
         )
     return profile
+
+
+def _check_versions(profile: TargetProfile, what: str) -> None:
+    field = "engine_versions"
+    try:
+        SpecifierSet(profile.engine_versions)
+        field = "openvino_versions"
+        SpecifierSet(profile.openvino_versions or "")
+    except InvalidSpecifier as exc:
+        raise BadInputError(f"target profile {what}: {field}: {exc}") from exc
 
 
 def _check_jetson(profile: TargetProfile, what: str) -> None:

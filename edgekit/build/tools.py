@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from edgekit import __version__
+from edgekit.build.candidates import Candidate, Engine, Scheme
 from edgekit.contracts.errors import BadInputError
 
 _MEASURING = ("edgekit_runtime", "edgekit.preprocess", "edgekit.stats", "edgekit.contracts")
@@ -23,6 +24,25 @@ def versions() -> dict[str, str]:
     found = {name: metadata.version(name) for name in ("numpy", "onnx", "onnxruntime")}
     python = ".".join(platform.python_version_tuple()[:2])
     return {"edgekit": __version__, "python": python, **found}
+
+
+def used_by(candidate: Candidate) -> dict[str, str]:
+    """Versions of the optional tools that make ``candidate``; another version makes it anew."""
+    names = ["nncf"] if candidate.scheme is Scheme.NNCF else []
+    names += ["openvino"] if candidate.engine is Engine.OPENVINO else []
+    return {name: _version(name) for name in names}
+
+
+def engine_versions(engine: str) -> dict[str, str]:
+    """Version of the engine that measures."""
+    return {engine: _version(engine)}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "absent"
 
 
 @cache

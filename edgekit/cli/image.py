@@ -37,10 +37,18 @@ def build(
     target: Annotated[
         list[str], typer.Option("--target", "-t", help="Target of a bundle in it; repeatable.")
     ],
-    base_rootfs: Annotated[
-        list[Path], typer.Option(help="Root file system (tar) of the base; one a target.")
-    ],
     *,
+    base: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Image to stand on: OCI layout (folder or tar) or HOST/REPOSITORY@sha256:…; "
+            "one for all targets or one a target. Default: the target profile's."
+        ),
+    ] = None,
+    base_rootfs: Annotated[
+        list[Path] | None,
+        typer.Option(help="Root file system (tar) to stand on instead; one a target."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="OCI layout folder to write to.")] = Path("image"),
     wheels: Annotated[
         Path | None, typer.Option(help="Wheels to use and keep, by platform; default: the cache.")
@@ -58,23 +66,26 @@ def build(
     with output.needs("build"):
         from edgekit.build import target as targets
         from edgekit.build.cache import Cache
-        from edgekit.package import image, reader
-    if len(base_rootfs) != len(target):
-        raise UsageError("give --base-rootfs once for each --target, in the same order")
+        from edgekit.package import image, oci_base, reader
+    roots = _bases(target, base or [], base_rootfs or [])
     steps = Cache(cache)
     builder = image.Builder(
         steps, wheels or steps.root / "wheels", epoch=_epoch(), on_step=output.note
     )
     bundles = {each.manifest.target: each for each in reader.find_all(layout)}
     plans = []
-    for name, base in zip(target, base_rootfs, strict=True):
+    for name, root in zip(target, roots, strict=True):
         if name not in bundles:
             raise UsageError(
                 f"{layout} holds no bundle for {name}",
                 hint="it has " + (", ".join(sorted(bundles)) or "none"),
             )
         arch = {"x86_64": "amd64", "aarch64": "arm64"}[targets.find(name).arch.value]
-        plans.append(builder.plan(bundles[name], arch, base))
+        if isinstance(root, Path):
+            plans.append(builder.plan(bundles[name], arch, builder.rootfs(root)))
+        else:
+            found = oci_base.opened(root, arch, steps, output.note)
+            plans.append(builder.plan(bundles[name], arch, found))
     written = builder.write(plans, out)
     if json:
         output.emit_json(written)
@@ -85,6 +96,36 @@ def build(
     ]  # fmt: skip
     header = ["IMAGE", "PLATFORM", "MB", "UNPACKED", "MODEL LAYER", "DIGEST"]
     output.emit(output.table(header, rows))
+
+
+def _bases(target: list[str], base: list[str], base_rootfs: list[Path]) -> list[str | Path]:
+    """What each target stands on.
+
+    Raises:
+        UsageError: neither given nor in the profile, or not as many as targets.
+    """
+    from edgekit.build import target as targets
+
+    if base and base_rootfs:
+        raise UsageError("give --base or --base-rootfs, not both")
+    if base_rootfs:
+        if len(base_rootfs) != len(target):
+            raise UsageError("give --base-rootfs once for each --target, in the same order")
+        return list(base_rootfs)
+    if base:
+        if len(base) not in {1, len(target)}:
+            raise UsageError("give --base once, or once for each --target, in the same order")
+        return list(base * len(target) if len(base) == 1 else base)
+    found: list[str | Path] = []
+    for name in target:
+        known = targets.find(name).base
+        if known is None:
+            raise UsageError(
+                f"{name}: its profile names no base",
+                hint="--base-rootfs ROOT.tar (mmdebstrap makes one), or --base IMAGE@sha256:…",
+            )
+        found.append(known)
+    return found
 
 
 @app.command()

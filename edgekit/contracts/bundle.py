@@ -27,6 +27,7 @@ class Role(str, Enum):
     """What a file is for. Readers ignore roles they do not know."""
 
     MODEL = "model"
+    WEIGHTS = "weights"  # the second file of a model that comes in two (OpenVINO IR's .bin)
     CONTRACT = "contract"
     GOLDEN = "golden"
     TOLERANCE = "tolerance"
@@ -42,6 +43,7 @@ class Role(str, Enum):
 _MODEL_PACK = "application/vnd.cncf.model"
 _MEDIA_TYPES = {
     Role.MODEL: f"{_MODEL_PACK}.weight.v1.raw",
+    Role.WEIGHTS: f"{_MODEL_PACK}.weight.v1.raw",
     Role.CONTRACT: f"{_MODEL_PACK}.weight.config.v1.raw",
     Role.GOLDEN: f"{_MODEL_PACK}.dataset.v1.raw",
     Role.CARD: f"{_MODEL_PACK}.doc.v1.raw",

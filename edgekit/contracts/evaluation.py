@@ -34,5 +34,6 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     rss_peak_bytes: int
     engine: str
     engine_version: str
+    engine_facts: dict[str, str] = {}  # how the engine really runs it, e.g. its precision
     machine: str
     isa: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ import importlib.util
 import io
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from edgekit.contracts.oci import (
     Platform,
 )
 from edgekit.package import evidence, feasible, in_image, licences, rootfs, tar, wheels
+from edgekit.package.base import Base, Layer
 from edgekit.package.bundle import tag_of
 from edgekit.package.layout import LayoutTransaction, transaction
 from edgekit.package.reader import VerifiedBundle
@@ -64,16 +65,6 @@ _AGENT = (
 OnStep = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A layer that lies in a file, and what it is for."""
-
-    path: Path
-    facts: LayerFacts
-    purpose: str
-    licences: evidence.Licences = field(default_factory=dict)  # of the packages in it
-
-
 class Written(msgspec.Struct, frozen=True, kw_only=True):
     """An image that was written."""
 
@@ -92,9 +83,7 @@ class Plan:
 
     bundle: VerifiedBundle
     arch: str
-    base: Path
-    base_digest: str
-    facts: BaseFacts
+    base: Base
     pins: Mapping[str, str]
 
 
@@ -105,18 +94,34 @@ class Builder:
         self._cache, self._wheels = cache, wheel_folder
         self._epoch, self._say = epoch, on_step
 
-    def plan(self, bundle: VerifiedBundle, arch: str, base: Path) -> Plan:
+    def rootfs(self, path: Path) -> Base:
+        """A base from a root file system in a tar, as one normalised layer.
+
+        Raises:
+            BadInputError: something in it is refused.
+            ResourceError: a bomb, or no space.
+        """
+        self._say(f"base {path}")
+        step = self._step("image-base", {"root": digest.of_file(path)[0]})
+
+        def make(folder: Path) -> dict[str, Any]:
+            with rootfs.opened(path) as root:
+                layer = tar.write(root.entries, folder / "layer", mtime=self._epoch)
+                return {"layer": _plain(layer), "base": _plain(root.facts)}
+
+        made = self._cache.run(step, make)
+        facts = msgspec.convert(made.facts["base"], BaseFacts)
+        return Base(step.inputs["root"], facts, (_cached(made, "base"),))
+
+    def plan(self, bundle: VerifiedBundle, arch: str, base: Base) -> Plan:
         """Check that the bundle can run on the base.
 
         Raises:
-            BadInputError: the base is refused or of another kind; a package cannot be pinned.
+            BadInputError: the base is of another kind; a package cannot be pinned.
         """
-        self._say(f"{bundle.manifest.target}: base {base}")
-        base_digest = digest.of_file(base)[0]
-        facts = msgspec.convert(self._base(base, base_digest).facts["base"], BaseFacts)
-        feasible.check_base(facts, arch, bundle.manifest.target)
-        pins = wheels.pins("edgekit-ml", "runtime", wheels.environment(facts))
-        return Plan(bundle, arch, base, base_digest, facts, pins)
+        feasible.check_base(base.facts, arch, bundle.manifest.target)
+        pins = wheels.pins("edgekit-ml", "runtime", wheels.environment(base.facts))
+        return Plan(bundle, arch, base, pins)
 
     def write(self, plans: Sequence[Plan], out: Path) -> list[Written]:
         """Write an image for each plan, and an index over them when there are several.
@@ -137,16 +142,6 @@ class Builder:
                 _index(change, entries, f"{manifest.model}-{manifest.version}")
         return written
 
-    def _base(self, base: Path, base_digest: str) -> Cached:
-        step = self._step("image-base", {"root": base_digest})
-
-        def make(folder: Path) -> dict[str, Any]:
-            with rootfs.opened(base) as root:
-                layer = tar.write(root.entries, folder / "layer", mtime=self._epoch)
-                return {"layer": _plain(layer), "base": _plain(root.facts)}
-
-        return self._cache.run(step, make)
-
     def _step(self, name: str, inputs: Mapping[str, str]) -> Step:
         tools = {"zlib": zlib.ZLIB_RUNTIME_VERSION}
         parameters = {"epoch": self._epoch, "gzip": tar.GZIP_LEVEL}
@@ -156,8 +151,8 @@ class Builder:
         """Base, wheels and agent."""
         target = plan.bundle.manifest.target
         self._say(f"[{number}/{total}] {target}: {len(plan.pins)} wheels")
-        folder = self._wheels / f"{plan.arch}-{_platform_key(plan.facts)}"
-        files = wheels.fetch(plan.pins, plan.facts, folder, plan.bundle.manifest.engine)
+        folder = self._wheels / f"{plan.arch}-{_platform_key(plan.base.facts)}"
+        files = wheels.fetch(plan.pins, plan.base.facts, folder, plan.bundle.manifest.engine)
         inputs = {path.name: digest.of_file(path)[0] for path in files}
 
         def pack(folder: Path) -> dict[str, Any]:
@@ -171,19 +166,15 @@ class Builder:
         sources = {entry.path: _content_digest(entry) for entry in code}
         self._say(f"[{number}/{total}] {target}: layers")
         cached = {
-            "base": self._base(plan.base, plan.base_digest),
             "wheels": self._cache.run(self._step("image-wheels", inputs), pack),
             "agent": self._cache.run(self._step("image-agent", sources), agent),
         }
-        return [
-            Layer(
-                e.file("layer"),
-                msgspec.convert(e.facts["layer"], LayerFacts),
-                purpose,
-                e.facts.get("licences", {}),
-            )
-            for purpose, e in cached.items()
-        ]
+        return [*plan.base.layers, *(_cached(entry, purpose) for purpose, entry in cached.items())]
+
+
+def _cached(entry: Cached, purpose: str) -> Layer:
+    facts = msgspec.convert(entry.facts["layer"], LayerFacts)
+    return Layer(entry.file("layer"), facts, purpose, licences=entry.facts.get("licences", {}))
 
 
 def _plain(value: Any) -> dict[str, Any]:
@@ -271,7 +262,7 @@ def _model_layer(plan: Plan, below: Sequence[Layer], path: Path, epoch: int) -> 
         "contents.json": codec.encode_pretty(contents),
         "sbom.cdx.json": evidence.image_sbom(
             plan.pins,
-            plan.base_digest,
+            plan.base.digest,
             bundle.manifest.model,
             bundle.manifest.version,
             {name: told for layer in below for name, told in layer.licences.items()},
@@ -281,11 +272,23 @@ def _model_layer(plan: Plan, below: Sequence[Layer], path: Path, epoch: int) -> 
     return Layer(path, tar.write(entries, path, mtime=epoch), "model")
 
 
+def _environment(base: Base) -> list[str]:
+    """What the base sets (a Jetson's asks the NVIDIA runtime for the GPU so), and what we need."""
+    own = {
+        "PYTHONPATH": f"/{HOME}/agent:/{wheels.SITE}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    path = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+    inherited = dict(entry.partition("=")[::2] for entry in base.env)
+    return [f"{name}={value}" for name, value in (path | inherited | own).items()]
+
+
 def _config(plan: Plan, layers: Sequence[Layer], epoch: int) -> dict[str, Any]:
     """Image configuration (image-spec config.md; Healthcheck is Docker's addition to it)."""
     created = datetime.fromtimestamp(epoch, timezone.utc)
     stamp = created.strftime("%Y-%m-%dT%H:%M:%SZ")
-    python = plan.facts.python_path
+    python = plan.base.facts.python_path
     program = [python, f"/{HOME}/entry.py"]
     return {
         "architecture": plan.arch,
@@ -293,12 +296,7 @@ def _config(plan: Plan, layers: Sequence[Layer], epoch: int) -> dict[str, Any]:
         "created": stamp,
         "config": {
             "User": USER,
-            "Env": [
-                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                f"PYTHONPATH=/{HOME}/agent:/{wheels.SITE}",
-                "PYTHONDONTWRITEBYTECODE=1",
-                "PYTHONUNBUFFERED=1",
-            ],
+            "Env": _environment(plan.base),
             "Entrypoint": program,
             "Cmd": ["selftest"],
             "WorkingDir": "/",
@@ -326,7 +324,7 @@ def labels(plan: Plan, created: str) -> dict[str, str]:
         TITLE_LABEL: manifest.model,
         VERSION_LABEL: manifest.version,
         "org.opencontainers.image.created": created,
-        "org.opencontainers.image.base.digest": plan.base_digest,
+        "org.opencontainers.image.base.digest": plan.base.digest,
         TARGET_LABEL: manifest.target,
         BUNDLE_LABEL: plan.bundle.digest,
         WORKER_LABEL: WORKER_PROTOCOL,
@@ -338,7 +336,7 @@ def _put(
     change: LayoutTransaction, plan: Plan, layers: Sequence[Layer], epoch: int
 ) -> tuple[Descriptor, Written]:
     manifest = plan.bundle.manifest
-    stored = [change.put(layer.path, tar.LAYER_MEDIA_TYPE) for layer in layers]
+    stored = [change.put(layer.path, layer.media_type) for layer in layers]
     document = _config(plan, layers, epoch)
     config = change.put(codec.encode(document), CONFIG_MEDIA_TYPE)
     annotations = document["config"]["Labels"]

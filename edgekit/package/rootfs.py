@@ -82,8 +82,8 @@ def _link(info: tarfile.TarInfo, name: str, what: str) -> str:
     return inside
 
 
-def _entry(tar: tarfile.TarFile, info: tarfile.TarInfo, what: str) -> Entry | None:
-    """The member as an entry; None when it is left out.
+def check_member(info: tarfile.TarInfo, what: str) -> tuple[str, str] | None:
+    """Name and link of a member in normal form; None for the root itself and devices in ``dev/``.
 
     Raises:
         BadInputError: it is refused.
@@ -98,9 +98,24 @@ def _entry(tar: tarfile.TarFile, info: tarfile.TarInfo, what: str) -> Entry | No
             f"{what}: {name!r} is a device or pipe, which a base outside dev/ does not need",
             hint="make the root with mmdebstrap or `docker export`",
         )
-    link = _link(info, name, what) if info.issym() or info.islnk() else ""
-    if _PRUNED.fullmatch(name):
+    return name, _link(info, name, what) if info.issym() or info.islnk() else ""
+
+
+def is_libc(name: str) -> bool:
+    """Whether a file of this name is the C library, which tells architecture and version."""
+    return _LIBC.fullmatch(name) is not None
+
+
+def _entry(tar: tarfile.TarFile, info: tarfile.TarInfo, what: str) -> Entry | None:
+    """The member as an entry; None when it is left out.
+
+    Raises:
+        BadInputError: it is refused.
+    """
+    checked = check_member(info, what)
+    if checked is None or _PRUNED.fullmatch(checked[0]):
         return None
+    name, link = checked
     kind = tarfile.REGTYPE if info.isreg() else info.type
     content = _opener(tar, info) if info.isreg() else None
     size = info.size if info.isreg() else 0
@@ -116,7 +131,7 @@ def _opener(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], IO[byte
     return open_member
 
 
-def _sniff(entries: list[Entry]) -> BaseFacts:
+def sniff(entries: list[Entry]) -> BaseFacts:
     """Facts from the names of the files and the bytes of the C library."""
     facts = BaseFacts()
     for entry in entries:
@@ -165,7 +180,7 @@ def opened(path: Path, *, bytes_max: int = UNPACKED_BYTES_MAX) -> Iterator[Rootf
             _check_end(tar, str(path))
             _check_links(found, str(path))
             entries = list(found.values())
-            yield Rootfs(entries, _sniff(entries))
+            yield Rootfs(entries, sniff(entries))
     except (tarfile.TarError, EOFError, UnicodeDecodeError) as exc:
         raise BadInputError(f"{path}: not a whole tar: {exc}", hint="make it again") from exc
 

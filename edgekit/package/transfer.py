@@ -34,6 +34,7 @@ from edgekit.package.registry import Registry, refusal
 
 CHUNK_BYTES = 16 * 1024 * 1024  # larger blobs go in parts: what a broken link loses is one part
 TRIES_MAX = 4  # of one blob, each going on where the last one ended
+BASE_LAYER_BYTES_MAX = 8 * 1024**3  # JetPack with CUDA in one layer
 DEPTH_MAX = 3  # an index of indexes; deeper ones are refused
 _ACCEPT = ", ".join((*MANIFEST_MEDIA_TYPES, *INDEX_MEDIA_TYPES))
 
@@ -155,8 +156,35 @@ def _read(path: Path, first: int, end: int) -> Iterator[bytes]:
             yield chunk
 
 
-def pull(registry: Registry, layout: Path, tag: str, said: OnMoved) -> Descriptor:
+def digest_of(registry: Registry) -> str:
+    """What the registry's reference names now. Raises like `pull`."""
+    url = registry.url(f"manifests/{registry.reference.name}")
+    answer = registry.send("GET", url, headers={"Accept": _ACCEPT})
+    return digest.of_bytes(answer.content)
+
+
+def of_platform(index: Index, arch: str, what: str) -> Descriptor:
+    """The entry of ``index`` for ``linux/arch``.
+
+    Raises:
+        BadInputError: there is none; lists what there is.
+    """
+    platforms = {f"{p.os}/{p.architecture}": e for e in index.manifests if (p := e.platform)}
+    found = platforms.get(f"linux/{arch}")
+    if found is None:
+        raise BadInputError(
+            f"{what}: holds no image for linux/{arch}",
+            hint="it has " + (", ".join(sorted(platforms)) or "none that names its platform"),
+        )
+    return found
+
+
+def pull(
+    registry: Registry, layout: Path, tag: str, said: OnMoved, *, arch: str | None = None
+) -> Descriptor:
     """Pull what the registry's reference names into ``layout`` and tag it ``tag`` there.
+
+    With ``arch``, of an index only the image for that architecture comes, beside the index itself.
 
     Raises:
         BadInputError: no such thing; what came is not what its digest says.
@@ -167,7 +195,7 @@ def pull(registry: Registry, layout: Path, tag: str, said: OnMoved) -> Descripto
         layout.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(dir=layout.parent, prefix=f".{layout.name[:40]}.")
     with folder as work, transaction(layout) as change:
-        puller = _Puller(registry, LayoutReader(layout), change, Path(work), said)
+        puller = _Puller(registry, LayoutReader(layout), change, Path(work), said, arch)
         stored, found = puller.manifest(registry.reference.name, depth=0)
         kind = found.artifact_type if isinstance(found, Manifest) else None
         entry = msgspec.structs.replace(stored, annotations={REF_NAME: tag}, artifact_type=kind)
@@ -182,6 +210,7 @@ class _Puller:
     change: LayoutTransaction
     work: Path
     said: OnMoved
+    arch: str | None = None
 
     def manifest(self, name: str, *, depth: int) -> tuple[Descriptor, Manifest | Index]:
         url = self.registry.url(f"manifests/{name}")
@@ -193,7 +222,8 @@ class _Puller:
         if isinstance(found, Index):
             if depth >= DEPTH_MAX:
                 raise BadInputError(f"{what}: indexes are nested too deeply")
-            for entry in found.manifests:
+            wanted = (of_platform(found, self.arch, what),) if self.arch else found.manifests
+            for entry in wanted:
                 self.manifest(entry.digest, depth=depth + 1)
         else:
             for blob in {b.digest: b for b in (found.config, *found.layers)}.values():
@@ -203,7 +233,7 @@ class _Puller:
         return stored, found
 
     def _blob(self, blob: Descriptor) -> None:
-        if blob.size > MODEL_BYTES_MAX:
+        if blob.size > (BASE_LAYER_BYTES_MAX if self.arch else MODEL_BYTES_MAX):
             raise BadInputError(f"blob {blob.digest}: {blob.size} bytes are over the limit")
         path = self.held.blob_path(blob.digest)
         if path.is_file() and digest.of_file(path) == (blob.digest, blob.size):

@@ -293,18 +293,19 @@ def _check_labels(data: Dataset, spec: OutputSpec, metric: Metric) -> None:
 def check_resolvable(budget: QualityBudget, samples: int) -> None:
     """Refuse an evaluation set so small that no variant, not even a perfect one, could pass.
 
+    What counts is the confidence of the first look at it (`edgekit.stats.bounds.spent`).
+
     Raises:
         BadInputError: says how many samples are needed.
     """
     metric = metric_of(budget.metric)
+    confidence = bounds.spent(budget.confidence, 0)
     if metric.bound is bounds.Bound.BOOTSTRAP:
         needed = bounds.BOOTSTRAP_SAMPLES_MIN
     elif metric.bound is bounds.Bound.EXACT:
-        needed = bounds.samples_to_resolve(budget.drop_max, budget.confidence)
+        needed = bounds.samples_to_resolve(budget.drop_max, confidence)
     else:
-        needed = bounds.mean_samples_to_resolve(
-            budget.drop_max, budget.confidence, span=metric.span
-        )
+        needed = bounds.mean_samples_to_resolve(budget.drop_max, confidence, span=metric.span)
     if samples < needed:
         raise BadInputError(
             f"evaluation data needs at least {needed} samples to resolve a drop of "

@@ -45,6 +45,7 @@ class Bundle:
     manifest: BundleManifest
     contract: Contract
     model_path: Path
+    weights_path: Path | None = None
     golden: GoldenSet | None = field(repr=False, default=None)
 
 
@@ -76,12 +77,14 @@ def open_bundle(blobs: LayoutReader, manifest_digest: str) -> Bundle:
     manifest = read_manifest(blobs, manifest_digest)
     paths = {entry.path: _verified(blobs, entry) for entry in manifest.files}
     entry = manifest.required(Role.CONTRACT)
+    weights = manifest.file(Role.WEIGHTS)
     found = contract.validate(codec.read(Contract, paths[entry.path]))
     return Bundle(
         digest=manifest_digest,
         manifest=manifest,
         contract=found,
         model_path=paths[manifest.required(Role.MODEL).path],
+        weights_path=paths[weights.path] if weights else None,
         golden=_golden(manifest, paths, found),
     )
 

@@ -60,6 +60,7 @@ def evaluate(
         rss_peak_bytes=_rss_peak_bytes(),
         engine=model.engine.name,
         engine_version=model.engine.version,
+        engine_facts=dict(model.model.facts),
         machine=machine_facts.arch(),
         isa=machine_facts.isa_flags(),
     )

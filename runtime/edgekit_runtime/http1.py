@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import unquote
 
 HEAD_BYTES_MAX = 32 * 1024  # of request line and headers; ours need a few hundred
+USUAL_HEAD_BYTES = 1024  # heads up to this long are remembered
 CHUNK_LINE_BYTES_MAX = 256
 RECEIVE_BYTES = 1 << 16  # of one read where no length is known
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -189,7 +191,8 @@ class Parser:
                 raise HttpError(431, f"head of more than {HEAD_BYTES_MAX} bytes")
             return None
         raw, self._held = self._held[: end + 4], self._held[end + 4 :]
-        return _parse_head(raw, self._body_bytes_max)
+        parse = _parse_usual if len(raw) <= USUAL_HEAD_BYTES else _parse_head
+        return parse(raw, self._body_bytes_max)
 
     def _begin(self, head: _Head) -> None:
         if not head.chunked:
@@ -288,6 +291,10 @@ def _parse_head(raw: bytes, body_bytes_max: int) -> _Head:
         expects=fields.get(b"expect", b"").lower() == b"100-continue",
         json_length=None if json_length is None else min(json_length, JSON_LENGTH_MAX),
     )
+
+
+# A client sends the same head again and again: nothing but the body differs.
+_parse_usual = lru_cache(maxsize=256)(_parse_head)
 
 
 def path_of(target: bytes) -> str:

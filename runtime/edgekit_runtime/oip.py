@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -86,6 +87,10 @@ class Label(NamedTuple):
 
 def route(path: str) -> Route | None:
     """What a path below ``/v2/models/`` asks for; None for every other path."""
+    return _usual_route(path) if len(path) <= _USUAL_PATH else _route(path)
+
+
+def _route(path: str) -> Route | None:
     parts = [part for part in path.split("/") if part]
     if parts[:2] != ["v2", "models"] or len(parts) < 3:
         return None
@@ -95,6 +100,10 @@ def route(path: str) -> Route | None:
     if len(rest) > 1:
         return None
     return Route(name, version, rest[0] if rest else "metadata")
+
+
+_USUAL_PATH = 256  # paths up to this long are remembered
+_usual_route = lru_cache(maxsize=256)(_route)
 
 
 def parse_infer(

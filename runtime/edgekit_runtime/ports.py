@@ -24,8 +24,17 @@ Array = npt.NDArray[Any]
 class LoadedModel(Protocol):
     """A model in memory. Safe to call from several threads."""
 
-    input_names: tuple[str, ...]
-    output_names: tuple[str, ...]
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The graph's inputs."""
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The graph's outputs."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What the engine says about how it runs this model."""
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once. Raises `EngineError`."""
@@ -37,8 +46,13 @@ class Engine(Protocol):
     name: str
     version: str
 
-    def load(self, path: Path, *, threads: int = 1) -> LoadedModel:
-        """Load a model file. Raises `BadInputError`."""
+    def load(self, path: Path, *, weights: Path | None = None, threads: int = 1) -> LoadedModel:
+        """Load a model file, and its weights where they are a file of their own.
+
+        Raises:
+            BadInputError: not a model this engine can run.
+            UnsuitableError: the engine cannot run it the way it was measured.
+        """
 
 
 class Loaded(Protocol):

@@ -5,6 +5,7 @@ What the build measures is therefore what the device runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from edgekit.contracts.verdict import Verdict
 from edgekit.stats import compare
 from edgekit_runtime import bundles, contract_facts, engines, guard
 from edgekit_runtime.bundles import Bundle, GoldenSet
+from edgekit_runtime.engines import ladder
 from edgekit_runtime.guard import Flags
 from edgekit_runtime.ports import Array, Engine, LoadedModel
 
@@ -66,9 +68,7 @@ class Predictor:
             arrays = guard.mend(self.contract, arrays)
         outputs = self.model.run(self._prepared(arrays))
         for values in outputs.values():
-            if values.dtype.kind == "f" and not np.logical_and.reduce(
-                np.isfinite(values), axis=None
-            ):
+            if values.dtype.kind == "f" and not _all_finite(values):
                 flags |= Flags.OUTPUT_NAN
         return outputs, flags
 
@@ -99,7 +99,7 @@ class Predictor:
         feed, _ = next(self._feeds(rows))
         return feed
 
-    def canary(self) -> dict[str, Array]:
+    def canary(self) -> Mapping[str, Array]:
         """An input that shows whether the model still computes: golden, else as the contract asks.
 
         Raises:
@@ -114,7 +114,13 @@ class Predictor:
             arrays[spec.name] = np.full(shape, (low + high) / 2, dtype=spec.dtype)
         return self._prepared(arrays)
 
-    def _prepared(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    @cached_property
+    def _prepares(self) -> bool:
+        return any(spec.preprocess for spec in self.contract.inputs)
+
+    def _prepared(self, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
+        if not self._prepares:
+            return arrays
         return {
             spec.name: preprocess.apply(spec.preprocess, arrays[spec.name])
             for spec in self.contract.inputs
@@ -153,15 +159,34 @@ class Predictor:
 
 
 def load(bundle: Bundle, *, threads: int = 1, engine: Engine | None = None) -> Predictor:
-    """Load a bundle into its engine.
+    """Load a bundle into its engine, or into an accelerator that reproduces its golden set.
 
     Raises:
         UnsuitableError: engine absent or outside the bundle's version range.
         BadInputError: the model cannot be loaded or does not have the contract's tensors.
     """
+    offered = engine is None and bundle.manifest.labels.get(ladder.LABEL)
     engine = engine or engines.create(bundle.manifest.engine)
     bundles.check_engine(bundle.manifest, engine.name, engine.version)
-    model = engine.load(bundle.model_path, threads=threads)
+
+    def plain() -> LoadedModel:
+        return engine.load(bundle.model_path, weights=bundle.weights_path, threads=threads)
+
+    def replayed(model: LoadedModel) -> Verdict | None:
+        if bundle.golden is None:
+            return None
+        return Predictor(bundle, engine, _checked(bundle, model)).replay_golden(bundle.golden)
+
+    if offered:
+        rungs = engines.accelerated(str(offered), bundle.model_path, threads=threads)
+        model: LoadedModel = ladder.climb([*rungs, ladder.Rung(engine.name, plain)], replayed)
+    else:
+        model = plain()
+    return Predictor(bundle, engine, _checked(bundle, model))
+
+
+def _checked(bundle: Bundle, model: LoadedModel) -> LoadedModel:
+    """``model`` when it has the contract's tensors. Raises `BadInputError`."""
     wanted = {spec.name for spec in bundle.contract.inputs}
     if set(model.input_names) != wanted:
         raise BadInputError(
@@ -174,7 +199,12 @@ def load(bundle: Bundle, *, threads: int = 1, engine: Engine | None = None) -> P
             f"bundle {bundle.manifest.model} {bundle.manifest.version}: the model has no output "
             f"{min(missing)!r}"
         )
-    return Predictor(bundle, engine, model)
+    return model
+
+
+def _all_finite(values: Array) -> bool:
+    # NaN and infinity survive a sum; only a sum that overflows has to be looked at again.
+    return math.isfinite(np.add.reduce(values, axis=None)) or bool(np.isfinite(values).all())
 
 
 def _pick(arrays: Mapping[str, Array], name: str) -> Array:

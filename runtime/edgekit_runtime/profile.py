@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from edgekit import __version__
 from edgekit.contracts.errors import UsageError
@@ -16,12 +16,16 @@ _ARM_DOT = frozenset({"asimd", "asimddp"})
 # What the processor must have for each shipped target; a configured target not in here is the
 # operator's own profile, whose needs only its bundles know.
 _NEEDS: dict[str, tuple[str, tuple[frozenset[str], ...]]] = {
+    "x86-64-vnni-openvino": ("x86_64", (_X86_V3 | {"avx512_vnni"}, _X86_V3 | {"avx_vnni"})),
     "x86-64-vnni": ("x86_64", (_X86_V3 | {"avx512_vnni"}, _X86_V3 | {"avx_vnni"})),
+    "x86-64-v3-openvino": ("x86_64", (_X86_V3,)),
     "x86-64-v3": ("x86_64", (_X86_V3,)),
     "rpi5": ("aarch64", (_ARM_DOT,)),
     "rpi4": ("aarch64", (_ARM64,)),
     "arm64-generic": ("aarch64", (_ARM64,)),
 }
+# Targets whose variants may be built for an engine that not every device has installed.
+_ENGINES = {"x86-64-vnni-openvino": "openvino", "x86-64-v3-openvino": "openvino"}
 _BOARDS = {"rpi5": "Raspberry Pi 5", "rpi4": "Raspberry Pi 4"}
 
 
@@ -34,30 +38,51 @@ def runnable(target: str, arch: str, isa: Sequence[str]) -> bool:
     return arch == wanted_arch and any(flags <= set(isa) for flags in alternatives)
 
 
-def targets(arch: str, isa: Sequence[str], board: str = "") -> tuple[str, ...]:
-    """Shipped targets this processor runs, best first; board profiles only on their board."""
+def targets(
+    arch: str, isa: Sequence[str], board: str = "", installed: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Shipped targets this device runs, best first; board profiles only on their board.
+
+    Args:
+        arch: machine name.
+        isa: CPU flags.
+        board: board model, where there is a device tree.
+        installed: engines besides ONNX Runtime.
+    """
     return tuple(
         name
         for name in _NEEDS
-        if runnable(name, arch, isa) and (name not in _BOARDS or board.startswith(_BOARDS[name]))
+        if runnable(name, arch, isa)
+        and (name not in _BOARDS or board.startswith(_BOARDS[name]))
+        and (name not in _ENGINES or _ENGINES[name] in installed)
     )
 
 
 def choose(
-    configured: Sequence[str] | None, arch: str, isa: Sequence[str], board: str
+    configured: Sequence[str] | None,
+    arch: str,
+    isa: Sequence[str],
+    board: str,
+    installed: Collection[str] = (),
 ) -> tuple[str, ...]:
     """The configured targets, or the detected ones.
 
     Raises:
-        UsageError: a configured target needs an instruction set the processor lacks.
+        UsageError: a configured target needs an instruction set or an engine that is not here.
     """
     if configured is None:
-        return targets(arch, isa, board)
+        return targets(arch, isa, board, installed)
     for name in configured:
         if not runnable(name, arch, isa):
             raise UsageError(
                 f"[device] targets: {name} needs instructions this {arch} processor lacks",
-                hint="runnable here: " + (", ".join(targets(arch, isa, board)) or "none known"),
+                hint="runnable here: "
+                + (", ".join(targets(arch, isa, board, installed)) or "none known"),
+            )
+        if name in _ENGINES and _ENGINES[name] not in installed:
+            raise UsageError(
+                f"[device] targets: {name} needs {_ENGINES[name]}, which is not installed",
+                hint=f"pip install 'edgekit-ml[{_ENGINES[name]}]'",
             )
     return tuple(configured)
 
@@ -65,11 +90,12 @@ def choose(
 def detect(configured: Sequence[str] | None, labels: Mapping[str, str]) -> DeviceProfile:
     """Profile of this machine. Raises like `choose`."""
     arch, isa = machine_facts.arch(), machine_facts.isa_flags()
+    installed = engines.versions()
     return DeviceProfile(
-        targets=choose(configured, arch, isa, machine_facts.board()),
+        targets=choose(configured, arch, isa, machine_facts.board(), installed),
         arch=arch,
         isa=tuple(flag for flag in isa if flag in _REPORTED),
-        engines=engines.versions(),
+        engines=installed,
         agent_version=__version__,
         labels=dict(labels),
     )

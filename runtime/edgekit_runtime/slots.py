@@ -41,12 +41,11 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     release: str = ""
     target: str = ""
-    bytes_held: int | None = (
-        None  # of its blobs on this disk; None: its manifest is not here, or an image
-    )
+    bytes_held: int | None = None  # on this disk; None: no manifest here, or an image
     bytes_total: int | None = None
     tries: int | None = None  # loads (a candidate: self-tests) left; None where none are counted
     at: float | None = None  # of the failure
+    image: str = ""  # digest of the image that holds it; empty where it runs as a process
     why: str
 
 
@@ -124,8 +123,7 @@ def _why_active(model: ModelRecord) -> str:
 def _slot(
     name: str, role: Role, ref: SlotRef, blobs: LayoutReader, *, tries: int | None, why: str
 ) -> Slot:
-    image = ref.image  # which lies in the container engine, not among the blobs
-    held, total = _sizes(blobs, ref.digest) if image is None else (None, image.size)
+    held, total = _sizes(blobs, ref.digest) if ref.image is None else (None, None)
     return Slot(
         model=name,
         role=role,
@@ -137,6 +135,7 @@ def _slot(
         bytes_total=total,
         tries=tries,
         why=why,
+        image=ref.image.digest if ref.image is not None else "",
     )
 
 
@@ -160,10 +159,10 @@ def describe(slots: list[Slot]) -> str:
     lines: list[str] = []
     for slot in slots:
         facts = [slot.release, slot.version and f"version {slot.version}", slot.target]
-        if slot.bytes_held is not None:
+        if slot.bytes_total is not None:
             facts.append(f"{slot.bytes_held} of {slot.bytes_total} bytes")
-        elif slot.bytes_total is not None:
-            facts.append(f"image of {slot.bytes_total} bytes")
+        if slot.image:
+            facts.append(f"image {digests.short(slot.image)}")
         if slot.tries is not None:
             facts.append(f"{slot.tries} tries left")
         known = ", ".join(fact for fact in facts if fact)

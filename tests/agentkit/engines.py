@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
@@ -38,7 +39,8 @@ class Container:
             self.exit = Exit(code, out_of_memory)
             self.ended.set()
             if self.channel is not None:
-                self.channel.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):  # it has hung up already
+                    self.channel.shutdown(socket.SHUT_RDWR)
 
 
 class MemoryEngine:

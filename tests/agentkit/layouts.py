@@ -120,6 +120,7 @@ class LayoutWriter:
         engine_versions: str = ">=1.18",
         found: Contract | None = None,
         tag: str | None = None,
+        labels: dict[str, str] | None = None,
     ) -> str:
         """Adds a bundle; returns the digest of its OCI manifest. ``files`` replaces by role."""
         x = np.random.default_rng(7).normal(size=(8, FEATURES)).astype(np.float32)
@@ -143,6 +144,7 @@ class LayoutWriter:
             engine="onnxruntime",
             engine_versions=engine_versions,
             files=tuple(entries),
+            labels=labels or {},
         )
         name, size = self.blob(codec.encode(config))
         manifest = oci.Manifest(

@@ -17,18 +17,23 @@ from edgekit.contracts.contract import Contract
 from edgekit.registry import graph, infer
 
 
-def session(model: str | Path | onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """A session at the level the device uses."""
+def session(
+    model: str | Path | onnx.ModelProto, *, plain: bool = False
+) -> onnxruntime.InferenceSession:
+    """A session at the level the device uses, or one that runs the graph as it is written."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = (
+        levels.ORT_DISABLE_ALL if plain else levels.ORT_ENABLE_EXTENDED
+    )
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def run(model: str | Path | onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+def run(model: str | Path | onnx.ModelProto, x: np.ndarray, *, plain: bool = False) -> np.ndarray:
     """The first output."""
-    return session(model).run(None, {"x": x})[0]
+    return session(model, plain=plain).run(None, {"x": x})[0]
 
 
 def contract_of(model: onnx.ModelProto) -> Contract:

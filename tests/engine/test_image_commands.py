@@ -1,14 +1,15 @@
-"""``edgekit image load|selftest|push`` with a real Docker Engine, and everything that can go wrong."""
+"""Images in a real Docker Engine, by command and by stock tools, and all that can go wrong."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 from enginekit.engine import EDGEKIT
-from packagekit.servers import PASSWORD, USER, serving
+from packagekit.servers import serving
 
 from edgekit.contracts import digest
 from edgekit.contracts.oci import LayoutReader
@@ -41,9 +42,9 @@ def run(engine, work):
 
 
 def _everything(engine):
-    images = engine.docker("images", "-aq", "--no-trunc")
-    names = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}@{{.Digest}}")
-    return images, names, engine.docker("ps", "-aq")
+    images = engine.docker("images", "-aq", "--no-trunc").split()
+    names = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}@{{.Digest}}").split()
+    return set(images), set(names), set(engine.docker("ps", "-aq").split())
 
 
 def _emulated(engine, run):
@@ -69,8 +70,31 @@ def test_load_and_push_through_the_engine_and_pull_by_digest(run, engine, tmp_pa
         run("pull", f"{served.host}/waves@{found}", "--out", tmp_path / "copy")
         engine.docker("rmi", "waves:loaded")
         name = f"{served.host}/waves"
-        assert DockerEngine(engine.url).pull(name, found, lambda _: None) > 1_000_000
+        assert DockerEngine(engine.url).pull(name, found, lambda _: None) > 0
         engine.docker("rmi", f"{name}@{found}")
+
+
+def test_stock_tools_read_what_we_write_and_serve(run, engine, work, tmp_path):
+    with serving(tmp_path / "store") as served:
+        run("push", "image@waves-1", f"{served.host}/waves:1")
+        for platform, machine in (("linux/amd64", "amd64"), ("linux/arm64", "arm64")):
+            engine.docker("pull", "--quiet", "--platform", platform, f"{served.host}/waves:1")
+            shown = json.loads(engine.docker("image", "inspect", f"{served.host}/waves:1"))
+            assert shown[0]["Architecture"] == machine
+            engine.docker("rmi", f"{served.host}/waves:1")
+        source = f"docker://{served.host}/waves:1"
+        raw = _skopeo("inspect", "--raw", "--tls-verify=false", source)
+        assert len(json.loads(raw)["manifests"]) == 2
+        _skopeo("copy", "--all", "--src-tls-verify=false", source, f"oci:{tmp_path}/copied:1")
+    shown = json.loads(_skopeo("inspect", f"oci:{work}/image:waves-1-rpi5"))
+    assert (shown["Architecture"], len(shown["Layers"])) == ("arm64", 4)
+    copied = LayoutReader(tmp_path / "copied")
+    assert copied.resolve("1") == LayoutReader(work / "image").resolve("waves-1")
+
+
+def _skopeo(*words):
+    command = ["skopeo", "--insecure-policy", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_registries_that_refuse_or_fail(run, engine, tmp_path, monkeypatch):
@@ -99,7 +123,6 @@ def test_registries_that_refuse_or_fail(run, engine, tmp_path, monkeypatch):
         served.stall_s = 0.0
     assert "not reachable" in run("image", "push", "waves:refused", to, code=5).stderr
     engine.docker("rmi", "waves:refused")
-    assert (USER, PASSWORD)
 
 
 def test_an_engine_that_is_not_there(run, tmp_path):
@@ -141,13 +164,11 @@ def test_an_archive_that_lies_is_refused_by_the_engine_in_our_words(run, engine,
 
 def test_without_an_emulator_a_foreign_image_says_what_to_install(run):
     """Tested last: it switches the emulator off for a moment, and on again."""
-    switch = "/proc/sys/fs/binfmt_misc/edgekit-aarch64"
-    with open(switch, "w") as file:
-        file.write("0")
+    switch = Path("/proc/sys/fs/binfmt_misc/edgekit-aarch64")
+    switch.write_text("0")
     try:
         done = run("image", "selftest", ARM64, code=3)
     finally:
-        with open(switch, "w") as file:
-            file.write("1")
+        switch.write_text("1")
     assert "cannot run its architecture" in done.stderr
     assert "qemu-user-static" in done.stderr

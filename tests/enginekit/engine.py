@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,12 +32,12 @@ class Engine:
     def __init__(self, folder: Path) -> None:
         if shutil.which("dockerd") is None:
             raise AssertionError("dockerd is not on PATH: apt-get install docker.io")
-        folder.mkdir(parents=True, exist_ok=True)
+        _clear(folder)
+        folder.mkdir(parents=True)
         self.folder, self.url = folder, f"unix://{folder}/docker.sock"
         self.api = DockerEngine(self.url)
         self._process: subprocess.Popen[bytes] | None = None
         self._below: subprocess.Popen[bytes] | None = None
-        shutil.rmtree(folder / "exec", ignore_errors=True)
 
     def start(self) -> None:
         if self._below is None:
@@ -72,12 +75,41 @@ class Engine:
             self._below.terminate()
             self._below.wait(60)
             self._below = None
+        for shim in _shims(f"{self.folder}/c.sock"):  # of containers that an engine's kill orphaned
+            os.kill(shim, signal.SIGKILL)
+        _unmount(self.folder)
 
     def docker(self, *words: str) -> str:
         command = ["docker", "-H", self.url, *words]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+
+def _shims(address: str) -> list[int]:
+    """Processes that containerd left beside containers; its socket is among their arguments."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if b"containerd-shim" in words[0] and address.encode() in words:
+                    found.append(int(entry.name))
+    return found
+
+
+def _unmount(folder: Path) -> None:
+    """What an engine that was killed left mounted."""
+    mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for place in reversed([each for each in mounted if each.startswith(f"{folder}/")]):
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier engine left."""
+    _unmount(folder)
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def edgekit(folder: Path, *words: object) -> str:

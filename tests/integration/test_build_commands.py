@@ -170,7 +170,7 @@ FILE = ["Waves.onnx", "-t", "rpi5"]
             "inputs.x.dtype is float64, the graph's is float32",
         ),
         ([*FILE, "--data", "data.npz", "--contract", "none.json"], 3, "none.json"),
-        ([*FILE, "--data", "data.npz", "--drop-max", "0.001"], 3, "needs at least 3688 samples"),
+        ([*FILE, "--data", "data.npz", "--drop-max", "0.001"], 3, "needs at least 3975 samples"),
         (["Waves.onnx", "-t", "rpi6", "--data", "data.npz"], 2, "unknown target 'rpi6'"),
         (["Waves.onnx", "--data", "data.npz"], 2, "Missing option '--target'"),
     ],

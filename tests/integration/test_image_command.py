@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from agentkit.layouts import LayoutWriter
-from packagekit import roots
+from packagekit import bases, roots
 
 from edgekit.contracts.oci import Index, LayoutReader
 
@@ -76,6 +76,34 @@ def test_a_new_model_ships_one_layer(place, built):
     assert changed == {"model"}
 
 
+def test_an_image_on_a_base_from_a_layout_keeps_its_layers(place, built):
+    bases.write(place / "base", index=True)
+    given = ["--wheels", "wheels", "--cache", "cache-one", "--out", "four", "--json"]
+    done = image(place, "build", "bundles", "-t", "rpi5", "--base", "base@base", *given)
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)
+    layout, below = LayoutReader(place / "four"), LayoutReader(place / "base")
+    manifest = layout.manifest(found["digest"])
+    (entry,) = below.manifest_or_index(below.resolve()).manifests
+    assert manifest.layers[:2] == below.manifest(entry.digest).layers
+    assert len(manifest.layers) == 5
+    config = json.loads(layout.read_blob(manifest.config.digest, bytes_max=100_000))
+    assert "PATH=/opt/cuda/bin:/usr/bin:/bin" in config["config"]["Env"]
+    assert "NVIDIA_VISIBLE_DEVICES=all" in config["config"]["Env"]
+    assert len(config["rootfs"]["diff_ids"]) == 5
+    assert manifest.annotations["org.opencontainers.image.base.digest"] == entry.digest
+    cases = [
+        (["--base", "base@base", "--base-rootfs", "arm64.tar"], 2, "not both"),
+        ([], 2, "rpi5: its profile names no base"),
+        (["--base", "127.0.0.1:1/base@sha256:" + "0" * 64], 5, "not reachable"),
+        (["--base", "base@none"], 3, "no manifest none"),
+    ]
+    for words, code, text in cases:
+        done = image(place, "build", "bundles", "-t", "rpi5", *words, *given[:4], "--out", "bad")
+        assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+    assert not (place / "bad").exists()
+
+
 def test_an_image_is_saved_for_docker_load(place, built):
     done = image(place, "save", "one@meter-1-rpi5", "--out", "x.tar", "--name", "meter:1")
     assert done.returncode == 0, done.stderr
@@ -103,3 +131,12 @@ def test_an_old_base_is_named_with_its_mend(place, built):
     assert "needs glibc 2." in done.stderr
     assert "hint: use debian" in done.stderr
     assert not (place / "bad").exists()
+
+
+def test_without_an_engine_the_error_says_where_it_was_looked_for(place, built, monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+    for words in (("load", "one@meter-1-rpi5"), ("selftest", "x:1"), ("push", "x:1", "h.x/m:1")):
+        done = image(place, *words)
+        assert done.returncode == 5, done.stderr
+        assert "no container engine answers at unix:///nonexistent/docker.sock" in done.stderr
+        assert "hint: is it running? start it, or name another with DOCKER_HOST" in done.stderr

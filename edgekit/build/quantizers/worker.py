@@ -2,20 +2,24 @@
 
 A process of its own, because quantizers crash, exhaust memory and write to stderr; none of that may
 reach the build. For each job in order, one JSON line on stdout: ``{"error": null | "…"}``, with the
-layers whose weights were reduced to 7 bits. When the process dies, the lines tell which job it was.
+layers whose weights were reduced to 7 bits. What is made for OpenVINO is compiled to IR here. When
+the process dies, the lines tell which job it was.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import msgspec
 import onnx
 
 from edgekit.build import saturation
-from edgekit.build.candidates import Candidate, Reduce, Scheme
+from edgekit.build.candidates import Candidate, Engine, Reduce, Scheme
+from edgekit.build.quantizers import nncf_ptq, openvino_ir
 from edgekit.build.quantizers.base import Quantizer
 from edgekit.build.quantizers.fp16 import Fp16
 from edgekit.build.quantizers.ort_dynamic import Dynamic
@@ -24,6 +28,8 @@ from edgekit.build.quantizers.weight_only import WeightOnly
 from edgekit.build.ranges import Ranges
 from edgekit.build.steps.normalise import quiet_logs
 from edgekit.contracts import codec
+from edgekit.contracts.contract import Contract
+from edgekit.registry import npz
 
 QUANTIZERS: dict[Scheme, Quantizer] = {
     Scheme.STATIC: Static(),
@@ -37,7 +43,7 @@ _FORBIDDEN_DOMAIN = "com.microsoft.nchwc"
 
 
 class Job(msgspec.Struct, frozen=True):
-    """One candidate and the file it goes to."""
+    """One candidate and the file it goes to; IR puts its weights beside, as ``.bin``."""
 
     candidate: Candidate
     target: str
@@ -48,6 +54,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     ranges: str | None
+    data: str  # calibration data in the registry's canonical form, for who calibrates by itself
+    contract: Contract
     jobs: tuple[Job, ...]
 
 
@@ -68,6 +76,32 @@ def quantize(
     return made
 
 
+def make(model: onnx.ModelProto, ranges: Ranges | None, request: Request, job: Job) -> None:
+    """Write the file of ``job``.
+
+    Raises:
+        Exception: whatever quantizer or compiler raises.
+    """
+    candidate, target = job.candidate, Path(job.target)
+    calibrates = candidate.scheme is Scheme.NNCF
+    data = npz.open_mapped(Path(request.data)) if calibrates else {}
+    if candidate.engine is Engine.OPENVINO:
+        with tempfile.TemporaryDirectory() as folder:
+            # Half precision and no quantization at all are for OpenVINO to store.
+            stored = candidate.scheme in {Scheme.NONE, Scheme.FP16, Scheme.NNCF}
+            onnx_form = model if stored else quantize(model, candidate, ranges)
+            found = openvino_ir.read(onnx_form, Path(folder))
+            if calibrates:
+                found = nncf_ptq.quantize(found, candidate, data, request.contract)
+            openvino_ir.save(found, target, half=candidate.scheme is Scheme.FP16)
+    elif calibrates:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        onnx.save(nncf_ptq.quantize(copy, candidate, data, request.contract), target)
+    else:
+        onnx.save(quantize(model, candidate, ranges), target)
+
+
 def main(path: str) -> None:
     """Run the request at ``path``; the exit status is 0 when the lines tell every outcome."""
     request = codec.read(Request, Path(path))
@@ -79,7 +113,9 @@ def main(path: str) -> None:
         try:
             if job.candidate.reduce_range is Reduce.WHERE and ranges is not None:
                 reduced = saturation.layers(model, job.candidate, ranges)
-            onnx.save(quantize(model, job.candidate, ranges), job.target)
+            # Progress bars of foreign code belong where nobody parses.
+            with contextlib.redirect_stdout(sys.stderr):
+                make(model, ranges, request, job)
         except (MemoryError, OSError):
             raise  # not a property of the candidate: the process ends with it, nothing is cached
         except Exception as exc:  # noqa: BLE001 - foreign code; the exact error is the answer

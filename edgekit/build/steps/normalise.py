@@ -19,7 +19,7 @@ from onnx import numpy_helper, version_converter
 from edgekit.build.candidates import Structure
 from edgekit.build.steps.structure import name_nodes, structure_of
 
-VERSION = 2
+VERSION = 3
 OPSET = 17
 _IR_VERSION_MIN = 4  # below, every initializer must also be an input: folding would break them
 

@@ -50,5 +50,16 @@ def structure_of(model: onnx.ModelProto) -> Structure:
     """The structure of a model whose nodes have names."""
     ops = {node.op_type for node in model.graph.node}
     return Structure(
-        layers=layers(model), ops=tuple(sorted(ops)), quantized=bool(ops & _QUANTIZED_OPS)
+        layers=layers(model),
+        ops=tuple(sorted(ops)),
+        quantized=bool(ops & _QUANTIZED_OPS),
+        attention="Softmax" in ops and _multiplies_activations(model),
+    )
+
+
+def _multiplies_activations(model: onnx.ModelProto) -> bool:
+    constant = {tensor.name for tensor in model.graph.initializer}
+    constant |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    return any(
+        node.op_type == "MatMul" and constant.isdisjoint(node.input) for node in model.graph.node
     )

@@ -20,10 +20,15 @@ from pathlib import Path
 from time import monotonic
 
 from edgekit.contracts import digest as digests
-from edgekit.contracts.errors import EdgekitError, translate_os_errors
-from edgekit.contracts.image import BUNDLE_FOLDER, WORKER_COMMAND
+from edgekit.contracts.errors import BadInputError, EdgekitError, translate_os_errors
+from edgekit.contracts.image import (
+    BUNDLE_FOLDER,
+    WORKER_COMMAND,
+    WORKER_LABEL,
+    WORKER_PROTOCOL,
+)
 from edgekit.contracts.messages import Policy, SlotRef
-from edgekit.engine.ports import ContainerEngine, ContainerSpec, EngineAwayError, Exit
+from edgekit.engine.ports import ContainerEngine, ContainerSpec, EngineAwayError, Exit, ImageFacts
 from edgekit_runtime import supervision
 from edgekit_runtime.errors import UnsuitableError, WorkerEndedError
 from edgekit_runtime.supervision import Ending, EndKind
@@ -47,6 +52,24 @@ def local_name(owner: str, digest: str) -> str:
     return f"{NAMES}/{owner}:{digests.hex_of(digest)}"
 
 
+def check_protocol(image: ImageFacts | None, what: str) -> ImageFacts:
+    """Return when agent and worker understand each other: they may be of different releases.
+
+    Raises:
+        UnsuitableError: they do not.
+        BadInputError: the image is gone.
+    """
+    if image is None:
+        raise BadInputError(f"{what}: is no longer in the container engine")
+    if image.labels.get(WORKER_LABEL) != WORKER_PROTOCOL:
+        raise UnsuitableError(
+            f"{what}: its worker speaks {image.labels.get(WORKER_LABEL, 'an unknown protocol')}, "
+            f"this agent {WORKER_PROTOCOL}",
+            hint="build the image with the edgekit release that the agent is of",
+        )
+    return image
+
+
 class ContainerLauncher:
     """`edgekit_runtime.launch.Launcher` over a container engine. Thread-safe."""
 
@@ -60,11 +83,13 @@ class ContainerLauncher:
 
     def start(self, model: str, ref: SlotRef, policy: Policy) -> ContainerWorker:
         """See `Launcher.start`."""
+        name = local_name(self._owner, ref.content)
+        check_protocol(self._engine.image(name), f"image {digests.short(ref.content)}")
         token = secrets.token_hex(4)
         with self._lock:
             self._live[token] = ""
         spec = ContainerSpec(
-            image=local_name(self._owner, ref.content),
+            image=name,
             command=(WORKER_COMMAND, f"{INSIDE}/s"),
             name=f"edgekit-{self._owner}-{token}",
             labels={AGENT_LABEL: self._owner, "edgekit.model": model},
@@ -104,23 +129,26 @@ class ContainerLauncher:
         Raises:
             EdgekitError: the engine does not answer, or refuses; what is left stays for next time.
         """
-        with self._lock:
-            tokens, known = set(self._live), set(self._live.values())
-        if "" in known:
-            return  # one is being created at this moment and cannot be told from an old one
         self.untidy = False
         try:
-            for container in self._engine.containers(AGENT_LABEL, self._owner):
+            # Looked at before what lives is: a worker started meanwhile is then known to live.
+            containers = self._engine.containers(AGENT_LABEL, self._owner)
+            folders = list(self._folder.iterdir()) if self._folder.is_dir() else []
+            with self._lock:
+                tokens, known = set(self._live), set(self._live.values())
+            if "" in known:
+                self.untidy = True  # one is just being created: not to be told from an old one
+                return
+            for container in containers:
                 if container not in known:
                     log.info("removing container %s of an earlier agent", container[:12])
                     self._engine.remove(container)
         except EdgekitError:
             self.untidy = True
             raise
-        if self._folder.is_dir():
-            for left in self._folder.iterdir():
-                if left.name not in tokens:
-                    shutil.rmtree(left, ignore_errors=True)
+        for folder in folders:
+            if folder.name not in tokens:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class ContainerWorker:

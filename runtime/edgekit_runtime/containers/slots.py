@@ -12,19 +12,17 @@ from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from edgekit.contracts import digest as digests
-from edgekit.contracts.errors import BadInputError, UnavailableError
+from edgekit.contracts.errors import UnavailableError
 from edgekit.contracts.image import (
     BUNDLE_LABEL,
     TARGET_LABEL,
     TITLE_LABEL,
     VERSION_LABEL,
-    WORKER_LABEL,
-    WORKER_PROTOCOL,
 )
 from edgekit.contracts.messages import SlotRef
 from edgekit.engine.ports import ContainerEngine, Progress
 from edgekit_runtime.config import AgentConfig
-from edgekit_runtime.containers.launcher import ContainerLauncher, local_name
+from edgekit_runtime.containers.launcher import ContainerLauncher, check_protocol, local_name
 from edgekit_runtime.errors import UnsuitableError
 
 log = logging.getLogger(__name__)
@@ -61,9 +59,8 @@ class ImageSlots:
     def check(self, model: str, ref: SlotRef) -> str:
         """See `Images.check`."""
         what = f"image {digests.short(ref.content)}"
-        found = self._engine.image(local_name(self._owner, ref.content))
-        if found is None:
-            raise BadInputError(f"{what}: is no longer in the container engine")
+        name = local_name(self._owner, ref.content)
+        found = check_protocol(self._engine.image(name), what)
         labels, own = found.labels, self._engine.architecture()
         if found.architecture != own:
             raise UnsuitableError(
@@ -76,12 +73,6 @@ class ImageSlots:
                 raise UnsuitableError(
                     f"{what}: label {label} is {labels.get(label)!r}, not {wanted!r}"
                 )
-        if labels.get(WORKER_LABEL) != WORKER_PROTOCOL:
-            raise UnsuitableError(
-                f"{what}: its worker speaks {labels.get(WORKER_LABEL, 'an unknown protocol')}, "
-                f"this agent {WORKER_PROTOCOL}",
-                hint="build the image with the edgekit release that the agent is of",
-            )
         return labels.get(VERSION_LABEL, "")
 
     def tidy(self, stale: Collection[str]) -> None:

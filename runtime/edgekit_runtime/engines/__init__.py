@@ -1,15 +1,32 @@
-"""Inference engines behind `edgekit_runtime.ports.Engine`, by the name bundles call them."""
+"""Inference engines behind `edgekit_runtime.ports.Engine`, by the name bundles call them.
+
+Compiled models are kept in the folder that ``$EDGEKIT_ENGINE_CACHE`` names, where an engine has
+such a thing; without it they are compiled at each load.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from importlib import metadata
+from pathlib import Path
 
+from edgekit_runtime.engines.ladder import Rung
 from edgekit_runtime.errors import UnsuitableError
-from edgekit_runtime.ports import Engine
+from edgekit_runtime.ports import Engine, LoadedModel
 
+CACHE_ENV = "EDGEKIT_ENGINE_CACHE"
 # Distributions that bring an engine's library, in the order they are looked for.
-_DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+_DISTRIBUTIONS = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt",),
+}
+_HINTS = {
+    "onnxruntime": "install it, e.g. pip install 'edgekit-ml[runtime]'",
+    "openvino": "install it, e.g. pip install 'edgekit-ml[openvino]'",
+    "tensorrt": "it comes with JetPack: apt-get install nvidia-jetpack",
+}
 ENGINES = tuple(_DISTRIBUTIONS)
 
 
@@ -19,19 +36,62 @@ def create(name: str) -> Engine:
     Raises:
         UnsuitableError: this agent has no such engine, or its library does not load.
     """
-    if name != "onnxruntime":
+    if name not in _DISTRIBUTIONS:
         raise UnsuitableError(
             f"engine {name!r} is not known to this agent",
             hint="build the bundle for one of: " + ", ".join(ENGINES),
         )
     try:
-        from edgekit_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine  # noqa: PLC0415 - heavy
+        return _create(name)
     except ImportError as exc:
         raise UnsuitableError(
             f"engine {name}: its library cannot be loaded: {exc}",
-            hint="install it, e.g. pip install 'edgekit-ml[runtime]'",
+            hint=_HINTS[name],
         ) from exc
+
+
+def _create(name: str) -> Engine:
+    # Imported here, because each is heavy and most devices have one of them.
+    if name == "openvino":
+        from edgekit_runtime.engines.openvino_engine import OpenVinoEngine  # noqa: PLC0415
+
+        return OpenVinoEngine(_cache(name))
+    if name == "tensorrt":
+        from edgekit_runtime.engines.tensorrt_engine import TensorRtEngine  # noqa: PLC0415
+
+        return TensorRtEngine(_cache(name))
+    from edgekit_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine  # noqa: PLC0415
+
     return OnnxRuntimeEngine()
+
+
+def _cache(name: str) -> Path | None:
+    root = os.environ.get(CACHE_ENV)
+    return Path(root) / name if root else None
+
+
+def accelerated(name: str, model: Path, *, threads: int) -> list[Rung]:
+    """Ways to run ``model`` faster than the engine it was measured with, best first.
+
+    ``name`` is what the bundle was made for; of an accelerator that is not known there is none.
+    """
+    if name != "tensorrt":
+        return []
+
+    def by_tensorrt() -> LoadedModel:
+        return create("tensorrt").load(model, threads=threads)
+
+    def forget() -> None:
+        from edgekit_runtime.engines.tensorrt_engine import TensorRtEngine  # noqa: PLC0415
+
+        TensorRtEngine(_cache("tensorrt")).forget(model)
+
+    def by_cuda() -> LoadedModel:
+        from edgekit_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine  # noqa: PLC0415
+
+        return OnnxRuntimeEngine("CUDAExecutionProvider").load(model, threads=threads)
+
+    return [Rung("tensorrt", by_tensorrt, forget), Rung("onnxruntime-cuda", by_cuda)]
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU, or on a GPU by one of its providers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 import onnxruntime as ort
 
 from edgekit.contracts.errors import BadInputError
-from edgekit_runtime.errors import EngineError
+from edgekit_runtime.engines.text import first_line
+from edgekit_runtime.errors import EngineError, UnsuitableError
 from edgekit_runtime.ports import Array, LoadedModel
 
+_CPU = "CPUExecutionProvider"
 _LOG_FATAL = 4  # errors reach the caller as exceptions; the engine's own log would say them twice
 
 
@@ -20,17 +22,23 @@ class OnnxRuntimeEngine:
 
     name = "onnxruntime"
 
-    def __init__(self) -> None:
+    def __init__(self, provider: str = _CPU) -> None:
+        if provider not in ort.get_available_providers():
+            raise UnsuitableError(f"onnxruntime {ort.__version__} has no {provider}")
+        self._provider = provider
         self.version: str = ort.__version__
         ort.disable_telemetry_events()
         ort.set_default_logger_severity(_LOG_FATAL)
 
-    def load(self, path: Path, *, threads: int = 1) -> LoadedModel:
-        """Load the model at ``path``.
+    def load(self, path: Path, *, weights: Path | None = None, threads: int = 1) -> LoadedModel:
+        """Load the model at ``path``; an ONNX file holds its weights.
 
         Raises:
             BadInputError: not a model this engine can run.
+            UnsuitableError: its provider does not start.
         """
+        if weights is not None:
+            raise BadInputError(f"{path}: onnxruntime takes models of one file")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -41,18 +49,23 @@ class OnnxRuntimeEngine:
         # Spinning threads burn a small device's only cores between two inferences.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            providers = list(dict.fromkeys((self._provider, _CPU)))
+            session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as exc:  # onnxruntime raises a dozen unrelated classes, even RuntimeError
             raise BadInputError(
-                f"{path}: onnxruntime {self.version} cannot load this model: {_first_line(exc)}",
+                f"{path}: onnxruntime {self.version} cannot load this model: {first_line(exc)}",
                 hint="build the bundle again with `edgekit build`",
             ) from exc
+        if session.get_providers()[0] != self._provider:
+            # It falls back to the CPU by itself, silently: who asks for a GPU wants to know.
+            raise UnsuitableError(f"onnxruntime: {self._provider} does not start on this device")
         return _OnnxModel(session)
 
 
 class _OnnxModel:
     def __init__(self, session: Any) -> None:
         self.session = session
+        self.facts: Mapping[str, str] = {"providers": ",".join(session.get_providers())}
         self.input_names = tuple(entry.name for entry in session.get_inputs())
         self.output_names = tuple(entry.name for entry in session.get_outputs())
 
@@ -65,9 +78,5 @@ class _OnnxModel:
         try:
             values = self.session.run(self.output_names, dict(inputs))
         except Exception as exc:  # see load: no common base class
-            raise EngineError(f"onnxruntime: {_first_line(exc)}") from exc
+            raise EngineError(f"onnxruntime: {first_line(exc)}") from exc
         return dict(zip(self.output_names, values, strict=True))
-
-
-def _first_line(exc: Exception) -> str:
-    return (str(exc).strip().splitlines() or [type(exc).__name__])[0][:300]

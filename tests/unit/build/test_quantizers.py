@@ -125,7 +125,8 @@ def test_explicit_form_is_what_tensorrt_accepts(tmp_path):
     assert not any(n.input[0] in outputs for n in pairs)
     per_channel = {tensors[n.input[1]].size for n in pairs if n.op_type == "DequantizeLinear"}
     assert max(per_channel) == 8
-    assert np.allclose(run(model, X), run(made, X), atol=0.1)
+    # In float, as written: integer kernels of a processor without VNNI would saturate.
+    assert np.allclose(run(model, X), run(made, X, plain=True), atol=0.1)
 
 
 @pytest.mark.parametrize("rule", list(Calibration))

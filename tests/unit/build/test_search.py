@@ -3,7 +3,15 @@
 import msgspec
 
 from edgekit.build import search
-from edgekit.build.candidates import FP32, Calibration, Layer, Ops, Structure, candidates_for
+from edgekit.build.candidates import (
+    FP32,
+    Calibration,
+    Layer,
+    Ops,
+    Structure,
+    by_nncf,
+    candidates_for,
+)
 from edgekit.build.search import Known
 from edgekit.build.select import Figures
 from edgekit.build.target import find
@@ -55,6 +63,27 @@ class Model:
 
         shipping = [f for f in self.figures.values() if not f.candidate.only]
         return preference(shipping, LIMIT)[0].candidate
+
+
+def test_other_quantizers_are_tried_before_anything_is_repaired():
+    others = by_nncf(find("x86-64-v3-openvino"), STRUCTURE)
+    assert [each.name for each in others] == ["int8-nncf-rr", "ov-int8-nncf-rr"]
+    model = Model({"layer3": 0.5})
+    for candidate in candidates_for(TARGET, STRUCTURE):
+        model.measure(candidate)
+    assert search.next_candidates(model.known(), STRUCTURE, others) == others
+    for candidate in others:
+        model.measure(candidate)
+    assert not set(search.next_candidates(model.known(), STRUCTURE, others)) & set(others)
+
+
+def test_a_transformer_is_offered_to_nncf_as_one_and_as_any_model():
+    attention = msgspec.structs.replace(STRUCTURE, attention=True)
+    found = by_nncf(TARGET, attention)
+    assert [(each.name, each.transformer) for each in found] == [
+        ("int8-nncf-transformer", True),
+        ("int8-nncf", False),
+    ]
 
 
 def test_nothing_is_searched_when_the_first_round_is_good():

@@ -22,7 +22,9 @@ def test_shipped_profiles():
         "rpi4",
         "rpi5",
         "x86-64-v3",
+        "x86-64-v3-openvino",
         "x86-64-vnni",
+        "x86-64-vnni-openvino",
     }
 
 
@@ -81,6 +83,8 @@ def test_own_profiles_from_a_folder(tmp_path, monkeypatch):
         ('engine = "onnxruntime"', 'engine = "other"', "engine: 'other'"),
         ('"quality", "size"', '"quality", "emulated"', "emulator: is needed"),
         ('required = "none"', 'required = "emulated"', "emulator: is needed"),
+        ("cores = 4", "cores = 4\nopenvino_versions = '>=2025'", "openvino_versions: '>=2025'"),
+        ("cores = 4", "cores = 4\nopenvino_versions = 'new'", "openvino_versions"),
         ("cores = 4", "cores = ", "profile mine"),
         ('name = "rpi5"', 'name = "../rpi5"', "not a valid name"),
     ],
@@ -122,6 +126,7 @@ def test_own_profile_from_a_file(tmp_path):
 )
 def test_native_means_architecture_and_every_instruction(arch, flags, native):
     machine = Host(arch, frozenset(flags.split()), "cpu")
+    native = native | {f"{name}-openvino" for name in native if name.startswith("x86")}
     found = {n for n, p in target.shipped().items() if machine.validation(p) is Validation.NATIVE}
     assert found == native
 

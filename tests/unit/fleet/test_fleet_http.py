@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 from fleetkit import messages as m
 
 from edgekit.contracts import codec, digest, oci, topics
 from edgekit.contracts.errors import BadInputError
-from edgekit.contracts.messages import DeviceConfig, VariantRef
+from edgekit.contracts.messages import DeviceConfig, ImageRef, VariantRef
 from edgekit.contracts.release import Release
 from edgekit_fleet import views
 from edgekit_fleet.api import create_app
@@ -79,6 +80,10 @@ class Server:
         release = Release(name="v1", model="meter", version="1", variants={"x86-64-v3": variant})
         assert self("POST", "/api/v1/releases", content=codec.encode(release)).status_code == 201
         return release
+
+    def refuses(self, release: Release, text: str) -> None:
+        answer = self("POST", "/api/v1/releases", content=codec.encode(release))
+        assert (answer.status_code, text in answer.text) == (422, True), answer.text
 
     def ingest(self, *messages: object) -> None:
         ingest = Ingest(
@@ -312,3 +317,19 @@ def test_repository_names_are_checked() -> None:
     for bad in ("", "a//b", "../a", "a/..", "A"):
         with pytest.raises(BadInputError):
             check_repository(bad)
+
+
+def test_a_release_whose_image_was_not_pushed_is_refused(server: Server) -> None:
+    release = server.publish()
+    missing = ImageRef(digest="sha256:" + "0" * 64, repository="meter", size=1)
+    for image, known in ((missing, False), (msgspec.structs.replace(missing, registry="r"), True)):
+        variants = {
+            target: msgspec.structs.replace(variant, image=image)
+            for target, variant in release.variants.items()
+        }
+        changed = msgspec.structs.replace(release, name="v2", variants=variants)
+        if known:  # it lies in a registry elsewhere, which the devices ask
+            sent = server("POST", "/api/v1/releases", content=codec.encode(changed))
+            assert sent.status_code == 201
+        else:
+            server.refuses(changed, "is not in the artifact store")

@@ -190,7 +190,7 @@ def test_too_few_samples_to_split():
         splits.split(data(x=rows(4)))
 
 
-@pytest.mark.parametrize(("metric", "needed"), [("top1", 183), ("cosine", 1723)])
+@pytest.mark.parametrize(("metric", "needed"), [("top1", 197), ("cosine", 1857)])
 def test_evaluation_set_must_be_able_to_resolve_the_budget(metric, needed):
     budget = QualityBudget(metric=metric, drop_max=0.02)
     dataset.check_resolvable(budget, needed)

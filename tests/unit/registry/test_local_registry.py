@@ -85,7 +85,7 @@ def test_bad_data_stores_nothing(registry, files, tmp_path):
 
 
 def test_too_small_an_evaluation_set_stores_nothing(registry, files, tmp_path):
-    with pytest.raises(BadInputError, match="at least 183 samples"):
+    with pytest.raises(BadInputError, match="at least 197 samples"):
         add(registry, (files[0], graphs.save_data(tmp_path / "few.npz", 200)))
     assert not registry.root.exists()
 

@@ -36,6 +36,7 @@ def test_load_reads_defaults_and_environment(tmp_path):
         (GOOD + "[broker]\nport = 70000\n", "port 70000"),
         (GOOD + "[serve]\nport = 0\n", "port 0"),
         (GOOD + "[spool]\nbytes_max = 10\n", "bytes_max 10"),
+        (GOOD + '[containers]\nengine = "docker"\n', "neither unix"),
         (GOOD + f'[serve]\nsocket = "/tmp/{"x" * 120}"\n', "socket path"),
         (GOOD.replace("dev-1", "Dev 1"), "device id"),
         (GOOD.replace("dev-1", "a/b"), "device id"),
@@ -71,6 +72,20 @@ V3 = ("avx2", "fma", "f16c", "bmi1", "bmi2")
 )
 def test_targets_are_those_the_processor_runs_best_first(arch, isa, board, expected):
     assert profile.targets(arch, isa, board) == expected
+
+
+def test_targets_for_another_engine_need_that_engine():
+    isa = (*V3, "avx_vnni")
+    assert profile.targets("x86_64", isa, installed={"openvino"}) == (
+        "x86-64-vnni-openvino",
+        "x86-64-vnni",
+        "x86-64-v3-openvino",
+        "x86-64-v3",
+    )
+    wanted = ("x86-64-v3-openvino",)
+    assert profile.choose(wanted, "x86_64", isa, "", {"openvino"}) == wanted
+    with pytest.raises(UsageError, match="needs openvino, which is not installed"):
+        profile.choose(wanted, "x86_64", isa, "")
 
 
 def test_configured_targets_may_restrict_but_not_invent_instructions():

@@ -196,6 +196,30 @@ def test_an_image_of_something_else_is_refused(engine, parts, changed, text):
         slots.check("meter", _fetched(engine, slots, **changed))
 
 
+def test_an_image_whose_worker_the_agent_no_longer_understands_is_never_started(engine, parts):
+    _, slots, host = parts
+    ref = _fetched(engine, slots, **{labels.WORKER_LABEL: "0"})
+    with pytest.raises(UnsuitableError, match="its worker speaks 0"):
+        host.load("meter", ref, Policy(), tested=False)  # active, before the agent was updated
+    assert "start" not in engine.calls
+
+
+def test_a_worker_that_starts_during_a_sweep_is_left_alone(engine, parts):
+    launcher, slots, host = parts
+    ref = _fetched(engine, slots)
+    found = engine.containers
+
+    def looked_at(label, value):
+        before = found(label, value)
+        host.load("meter", ref, Policy(), tested=False)
+        return before + found(label, value)
+
+    engine.containers = looked_at
+    launcher.sweep()
+    assert len(engine.running) == 1
+    host.close()
+
+
 def test_an_image_for_another_machine_is_refused(engine, parts):
     _, slots, _ = parts
     ref = _fetched(engine, slots)

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import msgspec
 import pytest
 
-from edgekit.contracts.messages import Deployment, Desired, Failure, Policy, SlotRef, VariantRef
+from edgekit.contracts.messages import (
+    Deployment,
+    Desired,
+    Failure,
+    ImageRef,
+    Policy,
+    SlotRef,
+    VariantRef,
+)
 from edgekit.contracts.states import SlotState
 from edgekit_runtime import steps
 from edgekit_runtime.machine import TABLE, Event, next_state
-from edgekit_runtime.planner import Facts, Trial, plan
+from edgekit_runtime.planner import Ended, Facts, Trial, plan
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
+from edgekit_runtime.supervision import Ending, EndKind
 
 V1, V2 = "sha256:" + "1" * 64, "sha256:" + "2" * 64
 POLICY = Policy(confirm_inferences_min=10, confirm_s_min=5.0, error_min_n=10)
@@ -147,3 +157,67 @@ def test_plan_is_a_function_of_its_arguments():
     record = _record(state=SlotState.TRIAL, active=_ref(V2), fallback=_ref(V1))
     arguments = (record, _desired(9, V1), FACTS)
     assert plan(*arguments) == plan(*arguments)
+
+
+# --- slots that are images ----------------------------------------------------------------
+
+IMAGE = ImageRef(digest="sha256:" + "9" * 64, repository="m", size=1)
+ENGINE = Facts(targets=("t",), containers=True)
+
+
+def _desired_image(image: ImageRef = IMAGE, token: str = "") -> tuple[Desired, str]:
+    desired, digest = _desired(5, V1, token=token)
+    deployment = desired.deployments["m"]
+    variant = VariantRef(digest=V1, repository="m", size=1, image=image)
+    changed = msgspec.structs.replace(deployment, variants={"t": variant})
+    return msgspec.structs.replace(desired, deployments={"m": changed}), digest
+
+
+def _image_ref(image: ImageRef = IMAGE) -> SlotRef:
+    return msgspec.structs.replace(_ref(V1), image=image)
+
+
+def test_an_image_is_taken_where_containers_run_and_its_bundle_elsewhere():
+    for facts, image in ((ENGINE, IMAGE), (FACTS, None)):
+        adopt, _ = plan(_record(), _desired_image(), facts)
+        assert isinstance(adopt, steps.Adopt)
+        assert (adopt.candidate.digest, adopt.candidate.image) == (V1, image)
+
+
+def test_a_failure_of_one_image_says_nothing_of_another():
+    failure = Failure(reason="golden", at=1.0, content=IMAGE.digest)
+    record = _record(failed={V1: failure})
+    (observe,) = plan(record, _desired_image(), ENGINE)
+    assert "failed here" in observe.note
+    other = msgspec.structs.replace(IMAGE, digest="sha256:" + "8" * 64)
+    assert isinstance(plan(record, _desired_image(other), ENGINE)[0], steps.Adopt)
+    assert isinstance(plan(record, _desired_image(), FACTS)[0], steps.Adopt)  # the bundle itself
+
+
+def test_the_same_bundle_moves_between_image_and_process():
+    record = _record(state=SlotState.CONFIRMED, active=_image_ref(), confirmed=True)
+    facts = replace(ENGINE, loaded={"m": IMAGE.digest})
+    assert isinstance(plan(record, _desired_image(), facts)[0], steps.Relabel)
+    assert isinstance(plan(record, _desired(5, V1), facts)[0], steps.Adopt)
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_an_engine_that_went_away_costs_neither_try_nor_slot(confirmed):
+    state = SlotState.CONFIRMED if confirmed else SlotState.TRIAL
+    record = _record(
+        state=state, active=_image_ref(), fallback=_ref(V2), confirmed=confirmed, tries=0
+    )
+    ended = Ended(Ending(EndKind.OUTSIDE, "the engine went away"), count=99)
+    facts = replace(ENGINE, ends={"m": ended})
+    assert plan(record, None, facts) == (steps.Load("m", spend_try=False),)
+    waiting = replace(ENGINE, ends={"m": replace(ended, waits=True)})
+    assert plan(record, None, waiting) == ()
+
+
+def test_tidying_waits_until_nothing_else_is_to_be_done():
+    untidy = replace(ENGINE, untidy=True)
+    preparing = _record(state=SlotState.FETCHING, candidate=_image_ref())
+    assert plan(preparing, None, untidy) == (steps.Fetch("m"),)
+    assert plan(_record(), None, untidy) == (steps.Tidy(),)
+    assert plan(_record(), None, replace(untidy, busy=True)) == ()
+    assert plan(preparing, None, replace(untidy, waits=frozenset("m"))) == (steps.Tidy(),)

@@ -33,6 +33,13 @@ def test_identical_answers_still_leave_three_over_n():
     assert 3.0 / 600 < drop.upper < 4.0 / 600
 
 
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+def test_looks_at_the_same_data_share_one_error(confidence):
+    errors = [1.0 - bounds.spent(confidence, look) for look in range(40)]
+    assert sum(errors) == pytest.approx(1.0 - confidence)
+    assert errors == sorted(errors, reverse=True)
+
+
 def test_samples_to_resolve_is_the_least_n_that_can_pass():
     n = bounds.samples_to_resolve(0.02, 0.95)
     enough, few = np.ones(n, dtype=bool), np.ones(n - 1, dtype=bool)

@@ -17,7 +17,8 @@ class Api(litserve.LitAPI):
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         self.session = ort.InferenceSession(sys.argv[1], options)
 
-    def decode_request(self, request: Any) -> Any:
+    # An annotation would be taken for a query parameter.
+    def decode_request(self, request):  # noqa: ANN001, ANN201
         tensor = request["inputs"][0]
         return np.asarray(tensor["data"], np.float32).reshape(tensor["shape"])
 

@@ -1,0 +1,1 @@
+"""Parts of `build_quality`: cases, peers, interleaved timing."""

@@ -1,0 +1,191 @@
+"""The last step of a variant: golden set, evaluation split, emulation, gates.
+
+Only here is the evaluation split looked at, and each look is paid for: when one candidate fails and
+the next is judged on the same samples, it is judged at a stricter confidence, so that all looks
+together keep the one that the contract asks for (`edgekit.stats.bounds.spent`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from edgekit.build import derive, emulate, gates, tools
+from edgekit.build.candidates import Engine, Scheme
+from edgekit.build.emulate import Emulator
+from edgekit.build.host import Host
+from edgekit.build.judge import Comparison, compare
+from edgekit.build.measure import CandidateError, Measured, Measurer, Subject, TimedRun
+from edgekit.build.outcome import Chosen, Trial
+from edgekit.build.study import Artifact, Study
+from edgekit.build.target import Gate, TargetProfile, Validation
+from edgekit.contracts import codec
+from edgekit.contracts.contract import Contract
+from edgekit.contracts.errors import GateFailedError
+from edgekit.contracts.verdict import Outcome, Verdict
+from edgekit.registry.npz import Array
+from edgekit.stats import bounds
+
+
+def at_look(contract: Contract, look: int) -> Contract:
+    """``contract`` with the confidence that look number ``look``, from 0, has to reach."""
+    quality = contract.quality
+    confidence = bounds.spent(quality.confidence, look)
+    return msgspec.structs.replace(
+        contract, quality=msgspec.structs.replace(quality, confidence=confidence)
+    )
+
+
+def subject_of(target: TargetProfile, artifact: Artifact, engine: Engine) -> Subject:
+    """What is measured of ``artifact``."""
+    versions = target.versions_of(engine.value)
+    return Subject(tuple(artifact.contents()), artifact.digest, engine.value, versions)
+
+
+@dataclass
+class Finisher:
+    """Judges candidates of one study. ``tick`` announces each unit of work."""
+
+    study: Study
+    measurer: Measurer
+    host: Host
+    tick: Callable[[str], None]
+
+    def original(self, target: TargetProfile, *, timed: TimedRun | None, final: bool) -> Measured:
+        """The registered model on tuning and golden data, or on the evaluation split.
+
+        Raises:
+            BadInputError: it cannot be run.
+        """
+        self.tick(f"{target.name}: measuring the original")
+        subject = subject_of(target, self.study.original, Engine.ONNXRUNTIME)
+        data = self.study.evaluation if final else self.study.tuning
+        try:
+            return self.measurer.measure(subject, data, timed=timed)
+        except CandidateError as exc:
+            raise tools.unusable_original(str(exc)) from exc
+
+    def fails_unseen(
+        self, target: TargetProfile, trial: Trial, original_tuning: Measured
+    ) -> Verdict | None:
+        """The first gate that fails whatever the evaluation split says; looking costs nothing."""
+        found = (self._size(target, trial), self._latency(target, trial, original_tuning))
+        wanted = (Gate.SIZE, Gate.LATENCY)
+        for gate, verdict in zip(wanted, found, strict=True):
+            if gate in target.gates and verdict.outcome is not Outcome.PASS:
+                return verdict
+        return None
+
+    def finish(
+        self, target: TargetProfile, trial: Trial, original_tuning: Measured, *, look: int
+    ) -> Chosen:
+        """Golden set, evaluation split and gates of one candidate.
+
+        Raises:
+            GateFailedError: it no longer runs.
+        """
+        candidate = trial.figures.candidate
+        self.tick(f"{target.name}: final evaluation of {candidate.name}")
+        recorded = self._recorded(target, trial)
+        golden = derive.golden(self.study.golden_inputs, recorded)
+        tolerance = codec.encode(derive.tolerance(candidate, recorded))
+        subject = subject_of(target, trial.artifact, candidate.engine)
+        subject = replace(subject, golden=golden, tolerance=tolerance)
+        try:
+            final = self.measurer.measure(subject, self.study.evaluation)
+        except CandidateError as exc:
+            # It ran on the tuning data a moment ago: not the candidate's fault alone.
+            raise GateFailedError(f"{target.name}: {candidate.name}: {exc}") from exc
+        original = self.original(target, timed=None, final=True)
+        # What computes the same as the original has nothing to prove, whatever was tried before.
+        contract = self.study.contract
+        contract = contract if candidate.unquantized else at_look(contract, look)
+        found = self._compare(contract, original, final, slices=True)
+        emulator, emulated = self._emulated(target, subject, original, contract)
+        level = self.host.validation(target)
+        native = level is Validation.NATIVE
+        if emulator is not None and not native:
+            level = Validation.EMULATED
+        verdicts = gates.judge(
+            target,
+            level=level,
+            quality_verdict=gates.quality(found.drop, contract.quality, look=look),
+            size_verdict=self._size(target, trial),
+            golden_verdict=gates.golden(final.evaluation.golden),
+            latency_verdict=self._latency(target, trial, original_tuning),
+            emulated_verdict=emulated,
+            slice_verdicts=[gates.in_slice(each, contract.quality) for each in found.slices],
+        )
+        baseline = original_tuning.evaluation.latency if native else None
+        return Chosen(
+            trial=trial,
+            golden=golden,
+            tolerance=tolerance,
+            final=final,
+            comparison=found,
+            original_latency_ms=baseline.p50_ms if baseline else None,
+            level=level,
+            emulated_on=emulator.facts if emulator else None,
+            verdicts=verdicts,
+            looks=look + 1,
+        )
+
+    def _recorded(self, target: TargetProfile, trial: Trial) -> Mapping[str, Array]:
+        """What the candidate answers to the golden inputs, as a device will replay them."""
+        candidate = trial.figures.candidate
+        if candidate.scheme is Scheme.DYNAMIC:
+            # Its scales follow from the whole batch: beside other samples it answers differently.
+            subject = subject_of(target, trial.artifact, candidate.engine)
+            return self.measurer.measure(subject, self.study.golden).outputs
+        outputs = trial.measured.outputs
+        return {name: array[self.study.tuning_n :] for name, array in outputs.items()}
+
+    def _size(self, target: TargetProfile, trial: Trial) -> Verdict:
+        budget = self.study.contract.budget_for(target.name)
+        return gates.size(trial.artifact.size, self.study.original.size, budget)
+
+    def _latency(self, target: TargetProfile, trial: Trial, original: Measured) -> Verdict:
+        native = self.host.validation(target) is Validation.NATIVE
+        return gates.latency(
+            trial.measured.evaluation.latency if native else None,
+            original.evaluation.latency if native else None,
+            self.study.contract.budget_for(target.name),
+            unquantized=trial.figures.candidate.unquantized,
+        )
+
+    def _compare(
+        self, contract: Contract, original: Measured, variant: Measured, *, slices: bool
+    ) -> Comparison:
+        n = self.study.evaluation_n
+        return compare(
+            contract,
+            original.outputs,
+            variant.outputs,
+            self.study.evaluation_labels,
+            rows=n,
+            expected_n=n,
+            slices=self.study.evaluation_slices if slices else None,
+        )
+
+    def _emulated(
+        self, target: TargetProfile, subject: Subject, original: Measured, contract: Contract
+    ) -> tuple[Emulator | None, Verdict]:
+        """The artifact on the emulated CPU against the original here, over the evaluation split."""
+        budget = contract.quality
+        native = self.host.validation(target) is Validation.NATIVE
+        required = target.validation_required is Validation.EMULATED and not native
+        if Gate.EMULATED not in target.gates and not required:
+            return None, gates.emulated(None, None, budget, "the target does not ask for it")
+        emulator = emulate.find(target, self.host)
+        if emulator is None:
+            why = f"no emulator of {target.emulator} on this machine (install qemu-user)"
+            return None, gates.emulated(None, None, budget, why)
+        self.tick(f"{target.name}: running the artifact on an emulated {target.emulator}")
+        try:
+            run = self.measurer.measure(subject, self.study.evaluation, emulator=emulator)
+        except CandidateError as exc:
+            return None, gates.emulated(None, None, budget, f"{emulator.facts}: {exc}")
+        found = self._compare(contract, original, run, slices=False)
+        return emulator, gates.emulated(found.drop, run.evaluation.golden, budget, emulator.facts)
