@@ -26,13 +26,17 @@ def create(
     ] = None,
     note: Annotated[str, typer.Option(help="What it is for, for people.")] = "",
     ttl_s: Annotated[float, typer.Option(help="Seconds until it expires.")] = 3600.0,
+    url: Annotated[
+        str | None,
+        typer.Option(help="The manager as the device reaches it [as this command does]."),
+    ] = None,
     manager: Manager = None,
     as_json: Json = False,
 ) -> None:
     """Make a token for one device and print the line to type there. The secret is shown once."""
     with output.needs("fleet"):
         from edgekit.cli.manager_client import ManagerClient
-    body = codec.encode({"device": device, "note": note, "ttl_s": ttl_s})
+    body = codec.encode({"device": device, "note": note, "ttl_s": ttl_s, "url": url})
     with ManagerClient(manager) as client:
         _, made = client.post("/tokens", body)
     if as_json:

@@ -38,6 +38,7 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     device: str | None = None
     note: str = ""
     ttl_s: float = TTL_S
+    url: str | None = None  # of this manager as the device reaches it; None: as the operator did
 
 
 class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +83,7 @@ class Joining:
         """Make a token. Raises `BadInputError`."""
         if wanted.device is not None:
             check_name(wanted.device, "device")
+        base = _plain((wanted.url or base).rstrip("/"))
         with self.database.write() as connection:
             secret, row = tokens.create(
                 connection,
@@ -177,11 +179,14 @@ def _base(request: Request) -> str:
     Raises:
         BadInputError: its Host header is no host.
     """
-    base = str(request.base_url).rstrip("/")
+    return _plain(str(request.base_url).rstrip("/"))
+
+
+def _plain(base: str) -> str:
     try:
         installer.script(base, b"")
     except ValueError as exc:
-        raise BadInputError(f"Host header: {exc}") from exc
+        raise BadInputError(f"address of this manager: {exc}") from exc
     return base
 
 

@@ -130,7 +130,8 @@ def test_tokens_are_for_one_device_expire_and_can_be_revoked(tmp_path, site):
     refused("ekj_wrong", "dev-2")
     command(manager, "fleet", "token", "revoke", str(bound["id"]))
     refused(bound["token"], "dev-2")
-    short = token(manager, "--ttl-s", "0.001")
+    short = token(manager, "--ttl-s", "0.001", "--url", "http://fleet.local:8470/")
+    assert short["command"].startswith("curl -fsSL http://fleet.local:8470/install.sh ")
     refused(short["token"], "dev-2")
     once = token(manager)
     body = {"device": "dev-4", "arch": "amd64", "python": PYTHON, "glibc": "2.99"}
