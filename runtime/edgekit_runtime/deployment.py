@@ -25,6 +25,9 @@ from edgekit_runtime.store import BlobStore
 from edgekit_runtime.twocopy import TwoCopy
 
 NAME = "record"
+# As the last proven runtime left it: a newer one, rolled back, may have written what this one
+# cannot read.
+BEFORE = "record.before"
 FAILED_MAX = 16  # quarantined digests remembered per model
 REASON_CHARS_MAX = 500
 AUDITED = frozenset(
@@ -69,6 +72,10 @@ class Deployment:
         self.record = loaded.value or DeploymentRecord()
         if loaded.broken:
             detail = "both copies of the deployment record were unreadable"
+            before = TwoCopy(env.disk, env.state_dir, BEFORE, DeploymentRecord).peek().value
+            if before is not None:
+                self.save(before)
+                detail += ", the one from before the newest runtime is used"
             self._emit(DeviceEvent(kind="record_rebuilt", detail=detail, at=self._clock.wall()))
 
     def model(self, name: str) -> ModelRecord:

@@ -28,7 +28,7 @@ from edgekit.contracts.limits import DOCUMENT_BYTES_MAX
 from edgekit.contracts.messages import Desired, DeviceEvent, Record, VariantRef
 from edgekit.contracts.oci import LayoutReader
 from edgekit.contracts.runtime import RuntimeManifest, RuntimeTarget
-from edgekit_runtime import bundles, notify, runtime_record
+from edgekit_runtime import bundles, deployment, notify, runtime_record
 from edgekit_runtime.downloads import Downloads
 from edgekit_runtime.errors import UnsuitableError
 from edgekit_runtime.jobs import Done, JobRunner
@@ -37,12 +37,13 @@ from edgekit_runtime.planner import PREPARING
 from edgekit_runtime.ports import Clock, Disk, Fetcher
 from edgekit_runtime.record import DeploymentRecord
 from edgekit_runtime.runtime_record import Request, RuntimeFailure, RuntimeRecord
-from edgekit_runtime.store import BlobStore
+from edgekit_runtime.store import FREE_BYTES_MIN, BlobStore
 from edgekit_runtime.twocopy import TwoCopy
 
 BLOBS = "runtime-blobs"  # apart from the bundles: each store collects what it does not know
 NAME = "runtime-agent"
 FAILED_MAX = 8
+UNPACKED_FACTOR = 4  # wheels with the engine unpack to three times their size
 log = logging.getLogger(__name__)
 
 
@@ -79,6 +80,7 @@ class RuntimeUpdater:
         self._jobs = JobRunner(env.wake)
         self._downloads = Downloads(env.clock)
         self._target: tuple[int, RuntimeTarget] | None = None
+        self._deployed = DeploymentRecord()
         self._candidate = ""
         self._note = ""
         self._said = self._tidied = False
@@ -108,6 +110,7 @@ class RuntimeUpdater:
             deployed: what the models' record says.
             healthy: everything deployed is served and the control loop goes round.
         """
+        self._deployed = deployed
         self._jobs.take()
         if self._record is None:
             if self._target is not None:
@@ -164,6 +167,8 @@ class RuntimeUpdater:
                 gone = path if half else path.rename(folder / f".old-{path.name}")
                 shutil.rmtree(gone, ignore_errors=True)
         self._env.store.collect([record.active])
+        for copy in "ab":
+            self._env.disk.unlink(self._env.state_dir / f"{deployment.BEFORE}.{copy}")
 
     # --- what the manager wants ----------------------------------------------------------------
 
@@ -172,7 +177,11 @@ class RuntimeUpdater:
     ) -> None:
         from edgekit.contracts.device import joining  # noqa: PLC0415 - HTTP, seldom needed
 
-        facts = joining.facts()
+        try:
+            facts = joining.facts()
+        except joining.JoinError as exc:  # no runtimes are made for such a machine
+            self._tell_note(str(exc))
+            return
         tag = runtime.tag_of(facts["arch"], facts["python"])
         variant = target.variants.get(tag)
         if variant is None:
@@ -211,6 +220,11 @@ class RuntimeUpdater:
                 report_s=target.report_s,
                 confirm_s=target.confirm_s,
             )
+            # Should the next runtime write what this one cannot read, there is a way back.
+            disk, state = self._env.disk, self._env.state_dir
+            before = TwoCopy(disk, state, deployment.BEFORE, DeploymentRecord)
+            before.load()
+            before.save(self._deployed)
             path = self._env.state_dir / runtime_record.REQUEST
             self._env.disk.replace(path, codec.encode(request))
             log.info("runtime %s is ready: handing over to it", digests.short(digest))
@@ -264,6 +278,13 @@ def prepare(
                 yield chunk
 
     runtimes = env.state_dir / "runtimes"
+    need = UNPACKED_FACTOR * sum(file.size for file in manifest.files) + FREE_BYTES_MIN
+    free = env.disk.free_bytes(env.state_dir)
+    if free < need:
+        raise ResourceError(
+            f"{env.state_dir}: {free} bytes free, {need} needed to unpack the runtime",
+            hint="free space on the device",
+        )
     try:
         with translate_os_errors("write", runtimes):
             bootstrap.verify(bootstrap.install(read, read, digest, runtimes, lambda _: None))

@@ -41,7 +41,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     release: str = ""
     target: str = ""
-    bytes_held: int | None = None  # of its blobs on this disk; None when its manifest is not here
+    bytes_held: int | None = None  # on this disk; None: no manifest here, or an image
     bytes_total: int | None = None
     tries: int | None = None  # loads (a candidate: self-tests) left; None where none are counted
     at: float | None = None  # of the failure

@@ -38,7 +38,8 @@ def stop(*_):
     sys.exit(0)
 signal.signal(signal.SIGTERM, stop)
 state = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-open(os.path.join(state, "ran"), "a").write(f"{NAME} {os.getpid()}\\n")
+how = os.environ["EDGEKIT_SUPERVISOR"]
+open(os.path.join(state, "ran"), "a").write(f"{NAME} {os.getpid()} {how}\\n")
 """
 GOOD = """
 say("READY=1"); say("STATUS=good"); say("EDGEKIT=reported")
@@ -195,11 +196,11 @@ class SupervisorProcess:
     def record(self):
         return Book(str(self.state)).load()
 
-    def ran(self) -> list[str]:
-        """Names of the runtimes that were started, in order."""
+    def ran(self, word: int = 0) -> list[str]:
+        """Names of the runtimes that were started, in order; ``word`` 2: what each was told."""
         path = self.state / "ran"
         lines = path.read_text().splitlines() if path.exists() else []
-        return [line.split()[0] for line in lines]
+        return [line.split()[word] for line in lines]
 
     def agent_pid(self) -> int:
         return int((self.state / "ran").read_text().splitlines()[-1].split()[1])

@@ -80,6 +80,7 @@ class Supervisor:
             status = self._watch(child)
             self._ended(child, status)
         self._say(b"STOPPING=1")
+        os.unlink(os.path.join(self._book.state, SOCKET))
         return 0
 
     def _begin_anew(self) -> dict[str, Any] | None:
@@ -123,10 +124,12 @@ class Supervisor:
         environ = {key: v for key, v in self._environ.items() if key != "WATCHDOG_PID"}
         environ["NOTIFY_SOCKET"] = os.path.join(self._book.state, SOCKET)
         environ["WATCHDOG_USEC"] = str(int(self._silent_s * 1e6))
-        environ["EDGEKIT_SUPERVISOR"] = "proven" if self._record["confirmed"] else "trial"
+        # Without another to go back to there is nothing to try it against.
+        on_trial = not self._record["confirmed"] and bool(self._record["fallback"])
+        environ["EDGEKIT_SUPERVISOR"] = "trial" if on_trial else "alone"
         program = os.path.join(self._book.folder(digest), "agent.py")
         child = Child([sys.executable, program, *self._arguments], environ)
-        how = "" if self._record["confirmed"] else f", on trial, {self._record['tries']} tries left"
+        how = f", on trial, {self._record['tries']} tries left" if on_trial else ""
         _log(f"runtime {digest[:19]} started, pid {child.pid}{how}")
         return child
 

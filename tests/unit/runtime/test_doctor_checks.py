@@ -12,7 +12,7 @@ import pytest
 from agentkit import layouts
 
 from edgekit.contracts.frames import Lane
-from edgekit.contracts.messages import DeviceEvent, Failure, SlotRef
+from edgekit.contracts.messages import ClockQuality, DeviceEvent, Failure, SlotRef
 from edgekit.contracts.states import SlotState
 from edgekit_runtime import config as configuration
 from edgekit_runtime import engines, machine_facts
@@ -56,6 +56,15 @@ def test_state_folder_missing_and_full(tmp_path, state):
     found = device.state_folder(state)
     assert found.status is Status.FAIL
     assert "chown" in found.mend
+
+
+def test_clock_that_was_never_set_and_one_nobody_sets(monkeypatch):
+    monkeypatch.setattr(device.time, "time", lambda: 1000.0)
+    assert device.clock().status is Status.FAIL
+    assert "1970-01-01" in device.clock().detail
+    monkeypatch.undo()
+    monkeypatch.setattr(device.SystemClock, "quality", lambda _: ClockQuality.UNKNOWN)
+    assert device.clock().status is Status.WARN
 
 
 def test_memory_short_and_stalled(tmp_path):
