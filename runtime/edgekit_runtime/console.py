@@ -10,11 +10,14 @@ import sys
 import traceback
 from typing import Any
 
-import click
 import typer
 
 from edgekit.contracts import codec
 from edgekit.contracts.errors import BugError, EdgekitError, ResourceError, UsageError
+
+# Typer carries its own copy of click from 0.29 on and used the installed one before; a device has
+# that only by chance. The base class of usage errors is found through a class Typer exports.
+_ClickError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 _HINT_BUG = "this is a bug in edgekit; run again with EDGEKIT_TRACEBACK=1 and report the output"
 
@@ -49,9 +52,9 @@ def _run(app: typer.Typer) -> int:
         sys.stdout.flush()
         if isinstance(code, int):  # of a `typer.Exit`: click returns it instead of raising it
             return code
-    except click.exceptions.Exit as exc:
+    except typer.Exit as exc:
         return exc.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted\n")
         return 130
     except BrokenPipeError:
@@ -67,8 +70,13 @@ def _run(app: typer.Typer) -> int:
 def _translate(exc: Exception) -> EdgekitError:
     if isinstance(exc, EdgekitError):
         return exc
-    if isinstance(exc, click.ClickException):
-        return UsageError(exc.format_message(), hint="see --help")
+    if isinstance(exc, _ClickError):
+        return UsageError(_usage(exc), hint="see --help")
     if isinstance(exc, MemoryError):
         return ResourceError("out of memory", hint="use a smaller model or data set")
     return BugError(f"unexpected {type(exc).__name__}: {exc}", hint=_HINT_BUG)
+
+
+def _usage(exc: Exception) -> str:
+    message: str = getattr(exc, "format_message", exc.__str__)()
+    return " ".join(message.split())
