@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edgekit_runtime.config import AgentConfig
-from edgekit_runtime.doctor import deployed, device, service
+from edgekit_runtime.doctor import containers, deployed, device, service
 from edgekit_runtime.doctor.check import Check
 from edgekit_runtime.doctor.held import Held
 
@@ -27,6 +27,7 @@ def run(config: AgentConfig) -> Iterator[Check]:
     yield from deployed.engines(held)
     yield deployed.targets(config, held)
     yield from deployed.models(held)
+    yield from containers.containers(config, held)
     yield from deployed.runtimes(state)
     yield deployed.endings(held)
     yield deployed.spool(held, config.spool.bytes_max)

@@ -46,7 +46,8 @@ def engines(held: Held) -> Iterator[Check]:
         else:
             yield ok("engine", f"{name} {version} loads")
     for model, role, ref in held.refs():
-        if role != "candidate" and ref.image is None:  # which is checked before it is tried
+        # A candidate is checked before it is tried; an image brings its own engine.
+        if role != "candidate" and ref.image is None:
             yield from _engine_fits(f"{model} ({role})", ref.digest, held, versions)
 
 
@@ -93,10 +94,7 @@ def models(held: Held) -> Iterator[Check]:
             mend = "build a better bundle; to try this one again publish a new retry token"
             yield warn("quarantine", f"{name} {short}: {failure.reason}", mend)
     for name, role, ref in held.refs():
-        if ref.image is not None:
-            detail = f"{name} ({role}): an image, in the container engine"
-            yield ok("model", detail)
-        elif role != "candidate":
+        if role != "candidate" and ref.image is None:
             yield _intact(f"{name} ({role})", ref.digest, held)
     if not held.record.models:
         yield ok("model", "none is deployed")

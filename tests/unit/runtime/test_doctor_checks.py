@@ -8,8 +8,10 @@ import socket
 import threading
 import time
 
+import msgspec
 import pytest
 from agentkit import layouts
+from agentkit.engines import MemoryEngine
 
 from edgekit.contracts.frames import Lane
 from edgekit.contracts.messages import ClockQuality, DeviceEvent, Failure, SlotRef
@@ -17,8 +19,10 @@ from edgekit.contracts.states import SlotState
 from edgekit_runtime import config as configuration
 from edgekit_runtime import engines, machine_facts
 from edgekit_runtime.clock import SystemClock
+from edgekit_runtime.containers.launcher import local_name
+from edgekit_runtime.containers.slots import owner_of
 from edgekit_runtime.disk import PosixDisk
-from edgekit_runtime.doctor import deployed, describe, device, service
+from edgekit_runtime.doctor import containers, deployed, describe, device, service
 from edgekit_runtime.doctor.check import Status
 from edgekit_runtime.doctor.held import Held
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
@@ -102,7 +106,7 @@ def test_socket_folder_that_cannot_be_written(state, monkeypatch):
 
 def test_engine_missing_and_broken(state, monkeypatch):
     held = Held.read(_config(state))
-    assert [check.status for check in deployed.engines(held)] == [Status.OK]
+    assert {check.status for check in deployed.engines(held)} == {Status.OK}
     monkeypatch.setattr(engines, "versions", lambda: {"no_such_engine": "1.0"})
     (found,) = deployed.engines(held)
     assert found.status is Status.FAIL
@@ -227,3 +231,24 @@ def test_no_agent_runs(state):
     found = service.endpoint(_config(state))
     assert "no agent runs" in found.detail
     assert "mend: start it" in describe(found)
+
+
+def test_slots_that_are_images_are_asked_of_the_engine(tmp_path, monkeypatch):
+    engine = MemoryEngine()
+    folder = layouts.LayoutWriter(tmp_path / "state").root
+    ref = msgspec.structs.replace(_ref("sha256:" + "b" * 64), image=engine.publish("1", "b"))
+    held = _held(folder, state=SlotState.CONFIRMED, confirmed=True, active=ref)
+    assert Status.FAIL not in {check.status for check in deployed.engines(held)}
+    assert list(deployed.models(held)) == []  # its blobs are not on this disk
+    (missing,) = containers.containers(_config(folder), held)
+    assert "no engine is configured" in missing.detail
+    document = {"device": {"id": "d-1", "state_dir": str(folder)}}
+    config = configuration.check({**document, "containers": {"engine": "unix:///x"}}, "test")
+    monkeypatch.setattr(containers.opened, "engine", lambda _url: engine)
+    answers, gone = containers.containers(config, held)
+    assert (answers.status, gone.status) == (Status.OK, Status.FAIL)
+    engine.names[local_name(owner_of(config), ref.content)] = engine.registry[ref.content]
+    assert {check.status for check in containers.containers(config, held)} == {Status.OK}
+    engine.away = True
+    (away,) = containers.containers(config, held)
+    assert (away.status, away.name) == (Status.FAIL, "containers")
