@@ -71,8 +71,9 @@ class Finisher:
         self, target: TargetProfile, trial: Trial, original_tuning: Measured
     ) -> Verdict | None:
         """The first gate that fails whatever the evaluation split says; looking costs nothing."""
-        found = (self._size(target, trial), self._latency(target, trial, original_tuning))
-        wanted = (Gate.SIZE, Gate.LATENCY)
+        latency = self._latency(target, trial, original_tuning)
+        found = (self._size(target, trial), latency, self._coverage(target, trial))
+        wanted = (Gate.SIZE, Gate.LATENCY, Gate.COVERAGE)
         for gate, verdict in zip(wanted, found, strict=True):
             if gate in target.gates and verdict.outcome is not Outcome.PASS:
                 return verdict
@@ -116,6 +117,12 @@ class Finisher:
             golden_verdict=gates.golden(final.evaluation.golden),
             latency_verdict=self._latency(target, trial, original_tuning),
             emulated_verdict=emulated,
+            coverage_verdict=self._coverage(target, trial),
+            memory_verdict=gates.memory(
+                final.evaluation.rss_peak_bytes if native else None,
+                contract.budget_for(target.name),
+                target,
+            ),
             slice_verdicts=[gates.in_slice(each, contract.quality) for each in found.slices],
         )
         baseline = original_tuning.evaluation.latency if native else None
@@ -145,6 +152,11 @@ class Finisher:
     def _size(self, target: TargetProfile, trial: Trial) -> Verdict:
         budget = self.study.contract.budget_for(target.name)
         return gates.size(trial.artifact.size, self.study.original.size, budget)
+
+    def _coverage(self, target: TargetProfile, trial: Trial) -> Verdict:
+        candidate = trial.figures.candidate
+        meant = candidate.scheme in {Scheme.STATIC, Scheme.NNCF}
+        return gates.coverage(trial.artifact.coverage, target.coverage_min, quantized=meant)
 
     def _latency(self, target: TargetProfile, trial: Trial, original: Measured) -> Verdict:
         native = self.host.validation(target) is Validation.NATIVE

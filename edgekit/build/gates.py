@@ -141,6 +141,36 @@ def latency(
     )
 
 
+def coverage(share: float | None, least: float, *, quantized: bool) -> Verdict:
+    """Share of the quantized layers that the engine runs in integers: no silent way back to float.
+
+    Args:
+        share: as the engine said; None when it was not asked.
+        least: what the target demands.
+        quantized: whether the candidate has layers that are meant to run in integers.
+    """
+    metric = "integer_coverage"
+    if not quantized:
+        reason = "nothing is meant to run in integers"
+        return _verdict(metric, reason, passed=True, threshold=least)
+    if share is None:
+        return not_measured(metric, "the engine was not asked", threshold=least)
+    reason = f"{share:.0%} of the quantized layers run in integers; demanded {least:.0%}"
+    return _verdict(metric, reason, passed=share >= least, threshold=least, estimate=share, n=1)
+
+
+def memory(peak_bytes: int | None, budget: Budget, target: TargetProfile) -> Verdict:
+    """Peak memory of the process that evaluates, which holds engine, model and a batch of data."""
+    limit = budget.memory_bytes_max or target.memory_mb << 20
+    source = "budget" if budget.memory_bytes_max else "memory of the target"
+    metric = "memory_peak_bytes"
+    if peak_bytes is None:
+        return not_measured(metric, "this machine is not the target", threshold=limit)
+    reason = f"peak of {peak_bytes} bytes; allowed {limit} by the {source}"
+    passed = peak_bytes <= limit
+    return _verdict(metric, reason, passed=passed, threshold=limit, estimate=peak_bytes, n=1)
+
+
 def golden(replayed: Verdict | None) -> Verdict:
     """The device code's own verdict on the golden set."""
     return replayed or not_measured("golden_agreement", "the golden set was not replayed")
@@ -179,6 +209,8 @@ def judge(
     golden_verdict: Verdict,
     latency_verdict: Verdict,
     emulated_verdict: Verdict,
+    coverage_verdict: Verdict,
+    memory_verdict: Verdict,
     slice_verdicts: Sequence[Verdict] = (),
 ) -> tuple[Verdict, ...]:
     """The verdicts of the gates that ``target`` declares, in its order."""
@@ -188,6 +220,8 @@ def judge(
         Gate.GOLDEN: golden_verdict,
         Gate.LATENCY: latency_verdict,
         Gate.EMULATED: emulated_verdict,
+        Gate.COVERAGE: coverage_verdict,
+        Gate.MEMORY: memory_verdict,
     }
     verdicts: Sequence[Verdict] = [known[gate] for gate in target.gates]
     verdicts = [verdicts[0], *slice_verdicts, *verdicts[1:]]

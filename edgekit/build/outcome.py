@@ -83,4 +83,5 @@ def record(trial: Trial, outcome: str, reason: str) -> CandidateRecord:
         noise=figures.noise,
         floats=figures.candidate.floats,
         reduced=trial.artifact.reduced,
+        coverage=trial.artifact.coverage,
     )

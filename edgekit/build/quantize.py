@@ -22,7 +22,7 @@ from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import ResourceError
 
 _CALIBRATE_VERSION = 1  # of edgekit.build.quantizers.calibrate
-_QUANTIZE_VERSION = 4  # of edgekit.build.quantizers.worker
+_QUANTIZE_VERSION = 5  # of edgekit.build.quantizers.worker
 _WORKER = "edgekit.build.quantizers.worker"
 _CALIBRATE = "edgekit.build.quantizers.calibrate"
 _MODEL, _RANGES = "model.onnx", "ranges.json"
@@ -159,7 +159,7 @@ class Quantization:
         }
         answers, stopped = self._child(_WORKER, request)
         if stopped is not None:
-            answers.append({"error": stopped, "reduced": []})
+            answers.append({"error": stopped, "reduced": [], "coverage": None})
         return answers
 
     def _child(self, module: str, request: Mapping[str, Any]) -> tuple[list[Any], str | None]:
@@ -198,11 +198,11 @@ def _result(entry: Entry) -> Artifact | str:
     error: str | None = entry.facts["error"]
     if error is not None:
         return error
-    reduced = tuple(entry.facts["reduced"])
+    reduced, share = tuple(entry.facts["reduced"]), entry.facts["coverage"]
     if _GRAPH in entry.digests:
         graph, weights = entry.file(_GRAPH), entry.file(_WEIGHTS)
         both = digest.of_bytes(f"{entry.digests[_GRAPH]} {entry.digests[_WEIGHTS]}".encode())
         size = graph.stat().st_size + weights.stat().st_size
-        return Artifact(graph, both, size, reduced, weights)
+        return Artifact(graph, both, size, reduced, weights, share)
     path = entry.file(_MODEL)
-    return Artifact(path, entry.digests[_MODEL], path.stat().st_size, reduced)
+    return Artifact(path, entry.digests[_MODEL], path.stat().st_size, reduced, coverage=share)

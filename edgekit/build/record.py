@@ -26,6 +26,7 @@ class CandidateRecord(msgspec.Struct, frozen=True, kw_only=True):
     noise: float | None = None  # distance of the outputs from the original's, relative
     floats: tuple[str, ...] = ()  # layers that went back to float
     reduced: tuple[str, ...] = ()  # layers with 7-bit weights, because 8 bits could saturate
+    coverage: float | None = None  # share of the quantized layers that run in integers
     pareto: bool = False  # nothing else is at least as good in drop, latency and size
 
 

@@ -33,6 +33,7 @@ class Artifact:
     size: int
     reduced: tuple[str, ...] = ()  # layers whose weights keep to 7 bits, so that nothing saturates
     weights: Path | None = None
+    coverage: float | None = None  # share of quantized layers that run in integers
 
     def contents(self) -> list[BundleContent]:
         """Its files as a bundle carries them."""

@@ -34,6 +34,8 @@ class Gate(str, Enum):
     GOLDEN = "golden"
     LATENCY = "latency"
     EMULATED = "emulated"
+    COVERAGE = "coverage"
+    MEMORY = "memory"
 
 
 class Validation(str, Enum):
@@ -70,6 +72,7 @@ class TargetProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     engine: str
     engine_versions: str
     reduce_range: bool
+    coverage_min: float = 0.75  # of the quantized layers, by integer kernels: gate "coverage"
     activations: Activations
     gates: tuple[Gate, ...]
     validation_required: Validation
@@ -104,6 +107,7 @@ def parse(raw: bytes, what: str) -> TargetProfile:
         "isa": not profile.isa,
         "cores": profile.cores < 1,
         "memory_mb": profile.memory_mb < 1,
+        "coverage_min": not 0.0 <= profile.coverage_min <= 1.0,
         "gates": Gate.QUALITY not in profile.gates or len(set(profile.gates)) != len(profile.gates),
         "engine": profile.engine != "onnxruntime",
         # On ARM it runs quantized models in half precision, without saying so.

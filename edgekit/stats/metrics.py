@@ -27,6 +27,7 @@ Array = npt.NDArray[Any]
 # How far from one shares may sum: a softmax quantized to eight bits rounds each class by up to
 # 1/512. Taken for scores, its shares would be squashed to a confidence of about 0.7.
 _SUM_SLACK = 0.05
+_SCORE_MIN, _OVERLAP_MIN = 0.5, 0.5  # of a detection that counts, and of one that is right
 LABELS = "labels"  # name of the array that holds the truth in a data set
 SLICE = "slice"  # name of the array that says which slice a sample belongs to
 
@@ -169,6 +170,43 @@ def _f1_floor(rows: Array, alpha: float) -> float:
     return float(np.mean(1.0 - alpha ** (1.0 / true[true > 0]))) if (true > 0).any() else 1.0
 
 
+def _boxes_rows(outputs: Array, truth: Array) -> Array:
+    """Per sample: boxes found right, boxes answered, boxes there; shape (n, 3).
+
+    Answers are rows of x1, y1, x2, y2, score, class, of which those with a score of `_SCORE_MIN`
+    count; the truth rows of x1, y1, x2, y2, class, filled up with class -1. A box is right when it
+    overlaps one of its class that no better scored box has taken by `_OVERLAP_MIN`.
+    """
+    rows = np.zeros((len(outputs), 3))
+    for index, (answers, wanted) in enumerate(zip(outputs, truth, strict=True)):
+        kept = answers[np.isfinite(answers).all(axis=-1) & (answers[:, 4] >= _SCORE_MIN)]
+        there = wanted[wanted[:, 4] >= 0]
+        free = np.ones(len(there), dtype=bool)
+        for box in kept[np.argsort(-kept[:, 4], kind="stable")]:
+            overlaps = _overlaps(box[:4], there[:, :4]) * (free & (there[:, 4] == box[5]))
+            if overlaps.size and overlaps.max() >= _OVERLAP_MIN:
+                free[int(overlaps.argmax())] = False
+                rows[index, 0] += 1
+        rows[index, 1:] = len(kept), len(there)
+    return rows
+
+
+def _overlaps(box: Array, others: Array) -> Array:
+    """Intersection over union of ``box`` with each of ``others``."""
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    shared = np.clip(high - low, 0.0, None).prod(axis=1)
+    area = np.clip(others[:, 2:] - others[:, :2], 0.0, None).prod(axis=1)
+    both = area + np.clip(box[2:] - box[:2], 0.0, None).prod() - shared
+    result: Array = np.divide(shared, both, out=np.zeros_like(shared), where=both > 0)
+    return result
+
+
+def _boxes_f1(means: Array) -> Array:
+    hit, total = means[..., 0], means[..., 1] + means[..., 2]
+    result: Array = np.divide(2.0 * hit, total, out=np.ones_like(hit), where=total > 0)
+    return result
+
+
 def _errors(outputs: Array, truth: Array) -> Array:
     flat = np.asarray(outputs, np.float64).reshape(len(outputs), -1)
     wanted = np.asarray(truth, np.float64).reshape(flat.shape)
@@ -212,6 +250,7 @@ METRICS: dict[str, Metric] = {
             aggregate=_macro_f1,
             floor=_f1_floor,
         ),
+        Metric("iou_f1", bounds.Bound.BOOTSTRAP, Truth.VALUES, _boxes_rows, aggregate=_boxes_f1),
         Metric("mae", bounds.Bound.BOOTSTRAP, Truth.VALUES, _mae),
         Metric("r2", bounds.Bound.BOOTSTRAP, Truth.VALUES, _r2_rows, aggregate=_r2),
     )

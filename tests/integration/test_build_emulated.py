@@ -13,11 +13,13 @@ from buildkit.quantizing import quantize, static
 
 from edgekit.build import emulate, gates, target
 from edgekit.build.cache import Cache
+from edgekit.build.candidates import Engine
+from edgekit.build.final import subject_of
 from edgekit.build.host import Host
 from edgekit.build.judge import compare
-from edgekit.build.measure import Measurer, Subject, neutral
+from edgekit.build.measure import Measurer, neutral
 from edgekit.build.pipeline import build
-from edgekit.build.study import prepare
+from edgekit.build.study import Artifact, prepare
 from edgekit.build.target import Gate, Validation
 from edgekit.contracts import digest
 from edgekit.contracts.verdict import Outcome, Verdict
@@ -69,10 +71,10 @@ def test_the_emulated_gate_catches_what_the_build_host_does_not_see(model, place
     measurer = Measurer(Cache(place / "cache"), OciBundleWriter(), HOST, contract)
 
     def drop(artifact, emulator):
-        digest_of, _ = digest.of_file(artifact)
-        subject = Subject(artifact, digest_of, "onnxruntime", ">=1.20")
+        name, size = digest.of_file(artifact)
+        subject = subject_of(PROFILE, Artifact(artifact, name, size), Engine.ONNXRUNTIME)
         run = measurer.measure(subject, study.evaluation, emulator=emulator)
-        original = Subject(study.original.path, study.original.digest, "onnxruntime", ">=1.20")
+        original = subject_of(PROFILE, study.original, Engine.ONNXRUNTIME)
         before = measurer.measure(original, study.evaluation)
         n = study.evaluation_n
         labels = study.evaluation_labels

@@ -105,7 +105,11 @@ def test_every_target_gets_a_bundle_that_passed_its_declared_gates(built):
     record, out, _ = built
     assert record.outcome is Outcome.PASS
     native, foreign = record.variant("x86-64-v3"), record.variant("rpi5")
-    assert [v.metric for v in foreign.verdicts] == ["top1_drop", "size_bytes"]
+    assert [v.metric for v in foreign.verdicts] == [
+        "top1_drop",
+        "size_bytes",
+        "integer_coverage",
+    ]
     assert {v.metric for v in native.verdicts} == {
         "top1_drop",
         "size_bytes",

@@ -12,6 +12,8 @@ from typing import Any
 
 import onnx
 
+from edgekit.build.quantizers.coverage import of_openvino
+
 
 def read(model: onnx.ModelProto, scratch: Path) -> Any:
     """The OpenVINO form of an ONNX model.
@@ -28,6 +30,16 @@ def read(model: onnx.ModelProto, scratch: Path) -> Any:
     # Some graphs are read and cannot be compiled: better known here, with the exact error.
     core.compile_model(found, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return found
+
+
+def coverage(model: Any, wanted: int) -> float | None:
+    """Share of ``wanted`` layers that run by integer kernels; None when there are none."""
+    import openvino as ov  # noqa: PLC0415 - optional
+
+    if not wanted:
+        return None
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    return of_openvino(ov.Core().compile_model(model, "CPU", options), wanted)
 
 
 def save(model: Any, target: Path, *, half: bool) -> None:

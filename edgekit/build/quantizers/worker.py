@@ -2,8 +2,8 @@
 
 A process of its own, because quantizers crash, exhaust memory and write to stderr; none of that may
 reach the build. For each job in order, one JSON line on stdout: ``{"error": null | "…"}``, with the
-layers whose weights were reduced to 7 bits. What is made for OpenVINO is compiled to IR here. When
-the process dies, the lines tell which job it was.
+layers whose weights were reduced to 7 bits and the share that runs in integers. What is made for
+OpenVINO is compiled to IR here. When the process dies, the lines tell which job it was.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import onnx
 
 from edgekit.build import saturation
 from edgekit.build.candidates import Candidate, Engine, Reduce, Scheme
-from edgekit.build.quantizers import nncf_ptq, openvino_ir
+from edgekit.build.quantizers import coverage, nncf_ptq, openvino_ir
 from edgekit.build.quantizers.base import Quantizer
 from edgekit.build.quantizers.fp16 import Fp16
 from edgekit.build.quantizers.ort_dynamic import Dynamic
@@ -27,6 +27,7 @@ from edgekit.build.quantizers.ort_static import Explicit, Static
 from edgekit.build.quantizers.weight_only import WeightOnly
 from edgekit.build.ranges import Ranges
 from edgekit.build.steps.normalise import quiet_logs
+from edgekit.build.steps.structure import structure_of
 from edgekit.contracts import codec
 from edgekit.contracts.contract import Contract
 from edgekit.registry import npz
@@ -76,8 +77,8 @@ def quantize(
     return made
 
 
-def make(model: onnx.ModelProto, ranges: Ranges | None, request: Request, job: Job) -> None:
-    """Write the file of ``job``.
+def make(model: onnx.ModelProto, ranges: Ranges | None, request: Request, job: Job) -> float | None:
+    """Write the file of ``job``; returns the share of its quantized layers that stay so.
 
     Raises:
         Exception: whatever quantizer or compiler raises.
@@ -94,12 +95,19 @@ def make(model: onnx.ModelProto, ranges: Ranges | None, request: Request, job: J
             if calibrates:
                 found = nncf_ptq.quantize(found, candidate, data, request.contract)
             openvino_ir.save(found, target, half=candidate.scheme is Scheme.FP16)
-    elif calibrates:
+            wanted = len(candidate.layers_of(structure_of(model)))
+            return openvino_ir.coverage(found, wanted)
+    if calibrates:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
-        onnx.save(nncf_ptq.quantize(copy, candidate, data, request.contract), target)
+        made = nncf_ptq.quantize(copy, candidate, data, request.contract)
     else:
-        onnx.save(quantize(model, candidate, ranges), target)
+        made = quantize(model, candidate, ranges)
+    onnx.save(made, target)
+    if candidate.scheme not in {Scheme.STATIC, Scheme.NNCF}:
+        return None  # float arithmetic, integer operators already, or TensorRT's to fuse
+    with tempfile.TemporaryDirectory() as folder:
+        return coverage.of_onnx(made, Path(folder))
 
 
 def main(path: str) -> None:
@@ -110,17 +118,18 @@ def main(path: str) -> None:
     for job in request.jobs:
         error: str | None = None
         reduced: tuple[str, ...] = ()
+        share: float | None = None
         try:
             if job.candidate.reduce_range is Reduce.WHERE and ranges is not None:
                 reduced = saturation.layers(model, job.candidate, ranges)
             # Progress bars of foreign code belong where nobody parses.
             with contextlib.redirect_stdout(sys.stderr):
-                make(model, ranges, request, job)
+                share = make(model, ranges, request, job)
         except (MemoryError, OSError):
             raise  # not a property of the candidate: the process ends with it, nothing is cached
         except Exception as exc:  # noqa: BLE001 - foreign code; the exact error is the answer
             error = " ".join(f"{type(exc).__name__}: {exc}".split())
-        print(json.dumps({"error": error, "reduced": reduced}), flush=True)
+        print(json.dumps({"error": error, "reduced": reduced, "coverage": share}), flush=True)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,8 @@ def test_quality_is_judged_by_the_upper_bound():
         gates.latency(None, ms(1), Budget(latency_ms_p95_max=5), unquantized=False),
         gates.latency(ms(1), None, Budget(), unquantized=False),
         gates.golden(None),
+        gates.coverage(None, 0.75, quantized=True),
+        gates.memory(None, Budget(), target.find("rpi5")),
     ],
 )
 def test_what_was_not_measured_fails(verdict):
@@ -93,11 +95,29 @@ def judge(profile, level):
         golden_verdict=msgspec.structs.replace(good, metric="golden"),
         latency_verdict=msgspec.structs.replace(good, metric="latency"),
         emulated_verdict=msgspec.structs.replace(good, metric="emulated"),
+        coverage_verdict=msgspec.structs.replace(good, metric="coverage"),
+        memory_verdict=msgspec.structs.replace(good, metric="memory"),
     )
 
 
 def test_only_declared_gates_exist():
-    assert [v.metric for v in judge(target.find("rpi5"), Validation.NONE)] == ["quality", "size"]
+    found = [v.metric for v in judge(target.find("rpi5"), Validation.NONE)]
+    assert found == ["quality", "size", "coverage"]
+
+
+def test_a_silent_way_back_to_float_fails():
+    assert gates.coverage(0.5, 0.75, quantized=True).outcome is Outcome.FAIL
+    assert gates.coverage(0.75, 0.75, quantized=True).outcome is Outcome.PASS
+    assert gates.coverage(None, 0.75, quantized=False).outcome is Outcome.PASS
+
+
+def test_memory_is_held_to_the_budget_else_to_what_the_target_has():
+    rpi5 = target.find("rpi5")
+    assert gates.memory(5 << 30, Budget(), rpi5).outcome is Outcome.FAIL
+    assert gates.memory(1 << 30, Budget(), rpi5).outcome is Outcome.PASS
+    verdict = gates.memory(1 << 30, Budget(memory_bytes_max=1 << 29), rpi5)
+    assert verdict.outcome is Outcome.FAIL
+    assert "by the budget" in verdict.reason
 
 
 def test_a_target_that_requires_native_validation_fails_elsewhere():

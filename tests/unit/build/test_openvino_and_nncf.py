@@ -12,8 +12,9 @@ from buildkit.quantizing import contract_of, normalised, ranges_of, run, static
 from onnx import TensorProto, helper
 
 from edgekit.build.candidates import Candidate, Reduce, Scheme, in_openvino
-from edgekit.build.quantizers import worker
+from edgekit.build.quantizers import coverage, worker
 from edgekit.build.steps import structure
+from edgekit.build.target import Activations
 from edgekit.contracts.errors import BadInputError
 from edgekit_runtime import engines
 
@@ -25,8 +26,8 @@ FLOAT = Candidate(name="f", precision="fp32")
 HALF = Candidate(name="h", precision="fp16", scheme=Scheme.FP16)
 
 
-def made(model, candidate, folder, name="made"):
-    """What the worker writes: the file, or the graph of two files."""
+def made(model, candidate, folder, name="made", *, told=False):
+    """What the worker writes: the file, or the graph of two; ``told``: what it says about it."""
     np.savez(folder / "data.npz", x=X)
     suffix = "xml" if candidate.engine.value == "openvino" else "onnx"
     target = folder / f"{name}.{suffix}"
@@ -34,8 +35,8 @@ def made(model, candidate, folder, name="made"):
     request = worker.Request(
         model="", ranges=None, data=str(folder / "data.npz"), contract=contract_of(model), jobs=()
     )
-    worker.make(model, ranges, request, worker.Job(candidate, str(target)))
-    return target
+    said = worker.make(model, ranges, request, worker.Job(candidate, str(target)))
+    return said if told else target
 
 
 def answers(path, x):
@@ -81,6 +82,26 @@ def test_nncf_on_onnx_needs_the_overflow_fix_where_sums_saturate(tmp_path):
         peaks[reduce] = max(int(np.abs(w).max()) for w in whole)
     assert peaks[Reduce.NEVER] > 100
     assert peaks[Reduce.ALWAYS] <= 64
+
+
+@pytest.mark.parametrize(
+    ("candidate", "share"),
+    [
+        (static(), 1.0),
+        (static(activations=Activations.S8, per_channel=False), 1.0),
+        (in_openvino(static()), 1.0),
+        # Made for TensorRT to fuse: ONNX Runtime would multiply most of it in float.
+        (static(scheme=Scheme.EXPLICIT, activations=Activations.S8), 1 / 3),
+    ],
+    ids=["qdq", "qdq-pt", "openvino", "explicit"],
+)
+def test_the_engine_is_asked_what_it_runs_in_integers(tmp_path, candidate, share):
+    model = normalised(graphs.convolution(), tmp_path)
+    if candidate.scheme is Scheme.EXPLICIT:
+        found = coverage.of_onnx(worker.quantize(model, candidate, ranges_of(model, X)), tmp_path)
+    else:
+        found = made(model, candidate, tmp_path, told=True)
+    assert found == pytest.approx(share)
 
 
 def test_attention_is_recognised_and_a_classifier_with_softmax_is_not(tmp_path):

@@ -73,6 +73,7 @@ def test_own_profiles_from_a_folder(tmp_path, monkeypatch):
     ("old", "new", "message"),
     [
         ("cores = 4", "cores = 0", "cores: 0"),
+        ("cores = 4", "cores = 4\ncoverage_min = 2", "coverage_min: 2"),
         ("cores = 4", "kores = 4", "kores"),
         ("cores = 4", "cores = 'many'", r"cores"),
         ('arch = "aarch64"', 'arch = "mips"', r"arch"),

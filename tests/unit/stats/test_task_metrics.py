@@ -74,3 +74,30 @@ def test_a_metric_of_your_own(tmp_path, monkeypatch):
     for name in ("mine_metrics:none", "no_such_module:f", "beauty"):
         with pytest.raises(BadInputError, match=r"quality\.metric"):
             metric_of(name)
+
+
+def boxes(*rows):
+    return np.asarray([rows], dtype=np.float64)
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (boxes((0, 0, 10, 10, 0.9, 1), (20, 20, 30, 30, 0.8, 2)), 1.0),
+        (boxes((0, 0, 10, 10, 0.9, 1), (0, 0, 10, 10, 0.8, 1)), 0.5),  # one box is found once
+        (boxes((0, 0, 10, 10, 0.9, 2), (20, 20, 30, 30, 0.8, 2)), 0.5),  # of another class
+        (boxes((0, 0, 10, 10, 0.4, 1), (20, 20, 30, 30, 0.8, 2)), 2 / 3),  # not sure enough
+        (boxes((0, 0, 10, 4, 0.9, 1), (20, 20, 30, 30, 0.8, 2)), 0.5),  # overlaps too little
+        (boxes((0, 0, 10, np.nan, 0.9, 1), (20, 20, 30, 30, 0.8, 2)), 2 / 3),
+    ],
+)
+def test_detections_are_right_by_class_and_overlap(answers, expected):
+    truth = boxes((0, 0, 10, 10, 1), (20, 20, 30, 30, 2), (0, 0, 0, 0, -1))
+    metric = METRICS["iou_f1"]
+    assert metric.value(metric.score(answers, truth)) == pytest.approx(expected)
+
+
+def test_nothing_to_find_and_nothing_found_is_right():
+    metric = METRICS["iou_f1"]
+    scores = metric.score(boxes((0, 0, 1, 1, 0.1, 0)), boxes((0, 0, 0, 0, -1)))
+    assert metric.value(scores) == 1.0
