@@ -17,6 +17,7 @@ import mmap
 import os
 import secrets
 import struct
+import weakref
 import zlib
 from enum import IntEnum
 from pathlib import Path
@@ -98,13 +99,11 @@ class Region:
             self.descriptor = os.open(
                 path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC
             )
-            try:
-                self._attach(read_only=read_only)
-            except (BadInputError, OSError):
-                os.close(self.descriptor)
-                raise
+            self._attach(read_only=read_only)
 
     def _attach(self, *, read_only: bool) -> None:
+        # Closed with us at the latest: a process has only so many descriptors.
+        self._closer = weakref.finalize(self, os.close, self.descriptor)
         if os.fstat(self.descriptor).st_size != FILE_BYTES:
             raise BadInputError(f"{self.path}: not {FILE_BYTES} bytes long")
         access = mmap.ACCESS_READ if read_only else mmap.ACCESS_WRITE
@@ -256,7 +255,7 @@ class Region:
         self._words.release()
         self._view.release()
         self._map.close()
-        os.close(self.descriptor)
+        self._closer()
 
     def _recount(self) -> int:
         head = self.head

@@ -102,6 +102,10 @@ def judge(profile, level):
 
 def test_only_declared_gates_exist():
     found = [v.metric for v in judge(target.find("rpi5"), Validation.NONE)]
+    assert found == ["quality", "size"]
+    wanted = (*target.find("rpi5").gates, target.Gate.COVERAGE)
+    more = msgspec.structs.replace(target.find("rpi5"), gates=wanted)
+    found = [v.metric for v in judge(more, Validation.NONE)]
     assert found == ["quality", "size", "coverage"]
 
 
