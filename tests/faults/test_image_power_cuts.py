@@ -7,11 +7,12 @@ import itertools
 import numpy as np
 import pytest
 from agentkit import layouts
+from agentkit.device import InlineJobs
 from agentkit.disks import FaultyDisk, PowerCut
 from agentkit.engines import MemoryEngine
 from agentkit.hosts import hosted
 
-from edgekit.contracts.errors import BadInputError, EdgekitError
+from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.messages import Deployment, Desired, Policy, VariantRef
 from edgekit.contracts.oci import LayoutReader
 from edgekit.contracts.states import SlotState
@@ -25,7 +26,6 @@ from edgekit_runtime.counting import Counting
 from edgekit_runtime.deployer import Deployer
 from edgekit_runtime.deployment import Environment
 from edgekit_runtime.disk import PosixDisk
-from edgekit_runtime.jobs import Done
 from edgekit_runtime.spool import Spool
 from edgekit_runtime.store import BlobStore
 from edgekit_runtime.verifier import DigestVerifier
@@ -41,28 +41,6 @@ class Clock(SystemClock):
 
     def monotonic(self) -> float:
         return next(self._now)
-
-
-class InlineJobs:
-    def __init__(self, _wake) -> None:
-        self._pending = None
-
-    @property
-    def busy(self) -> bool:
-        return self._pending is not None
-
-    def start(self, _name, work, finish) -> None:
-        try:
-            self._pending = (finish, Done(work(), None))
-        except EdgekitError as exc:
-            self._pending = (finish, Done(None, exc))
-
-    def take(self) -> bool:
-        if self._pending is None:
-            return False
-        (finish, done), self._pending = self._pending, None
-        finish(done)
-        return True
 
 
 class Host:
