@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 import subprocess
@@ -29,6 +30,9 @@ FEATURES, CLASSES = 32, 8
 IMAGE = (1, 3, 224, 224)
 MODEL = "bench"
 _SEED = 20
+POLL_S = 0.002  # between looks whether a server answers
+# Installed packages have their byte code; this one may say that none is to be written.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def _random(generator: np.random.Generator, *shape: int) -> np.ndarray:
@@ -176,7 +180,7 @@ def running(command: list[str], port: int, *, core: int | None = None) -> Iterat
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
-            time.sleep(0.02)
+            time.sleep(POLL_S)
         else:
             raise SystemExit(f"{command[:4]} does not listen on {port}")
         yield process.pid
@@ -204,7 +208,7 @@ def agent(state: Path, port: int, *, core: int | None = None) -> Iterator[int]:
         with running(command, port, core=core) as pid:
             ready = http("GET", f"/v2/models/{MODEL}/ready")
             while exchange(port, ready)[9:12] != b"200":
-                time.sleep(0.02)
+                time.sleep(POLL_S)
             yield pid
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from importlib import metadata
 from pathlib import Path
 
 from edgekit_runtime.engines.ladder import Rung
@@ -96,6 +95,8 @@ def accelerated(name: str, model: Path, *, threads: int) -> list[Rung]:
 
 def versions() -> dict[str, str]:
     """Installed engines and their versions; no library is loaded."""
+    from importlib import metadata  # noqa: PLC0415 - slow to import, a worker does without
+
     found: dict[str, str] = {}
     for name, candidates in _DISTRIBUTIONS.items():
         for distribution in candidates:
