@@ -188,10 +188,10 @@ def _extract(
 
 
 def _compile(site: Path, python: str) -> None:
-    """Byte code for every module: the agent's user must not write here, and starts would take twice
-    as long. Its source never changes, so nothing has to be compared at a start.
+    """Byte code for every module, when this is the Python it is for.
 
-    What is not for this Python (an export for another device) is compiled where it is installed.
+    The agent's user must not write here, and its starts would take twice as long. The source never
+    changes, so nothing has to be compared at a start.
     """
     if python != f"{sys.version_info[0]}.{sys.version_info[1]}":
         return
