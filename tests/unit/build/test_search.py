@@ -74,7 +74,7 @@ def test_where_latency_decides_the_best_compete_laid_out_for_the_processor_too()
         model.measure(candidate)
     known = timed(model)
     asked = search.next_candidates(known, STRUCTURE)
-    assert [each.name for each in asked][0] == "fp32-layout"
+    assert asked[0].name == "fp32-layout"
     assert len(asked) == 3  # the original and the two that answered soonest
     assert all(each.file in model.figures and not each.file.layout for each in asked)
     assert not any(each.unquantized for each in asked)  # what differs has something to prove
