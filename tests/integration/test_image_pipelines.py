@@ -174,7 +174,7 @@ def test_images_are_sorted_into_done_and_hostile_files_into_failed(served):
     found = _figures(agent, "inbox")
     assert balanced(found)
     assert found["refused"] == {
-        "decode": 4, "contract": 0, "too_large": 1, "unreadable": 3, "engine": 0,
+        "decode": 4, "contract": 0, "too_large": 1, "unreadable": 3, "engine": 0, "internal": 0,
     }  # fmt: skip
     assert {each["label"] for each in lines(folder / "inbox.jsonl")} == {"green"}
     # The same name again is another file.

@@ -30,7 +30,7 @@ from edgekit_runtime.pipelines.spec import SINKS_MAX, PipelineSpec
 from edgekit_runtime.ports import Disk
 
 FOLDER = "pipelines"
-REFUSED = ("decode", "contract", "too_large", "unreadable", "engine")
+REFUSED = ("decode", "contract", "too_large", "unreadable", "engine", "internal")
 DROPPED = ("queue_full", "rate", "sampled", "stale", "ended")
 SINK_WORDS = ("delivered", "failed", "queue_full", "ended", "retries")
 _MAGIC = b"EKPIPE01"  # a change of the words needs another

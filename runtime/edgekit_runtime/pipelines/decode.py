@@ -107,23 +107,26 @@ def _raw(spec: InputSpec, payload: bytes) -> Array:
 
 def _npy(payload: bytes) -> Array:
     stream = io.BytesIO(payload)
+    shape, fortran, dtype = _npy_header(stream)
+    if dtype.hasobject or dtype.kind not in "biuf":
+        raise BadInputError(f"payload: npy of dtype {dtype}")
+    if 0 in shape:
+        raise BadInputError("payload: an npy array without values")
+    # The header is not believed: what it announces may be larger than memory.
+    data = payload[stream.tell() :]
+    if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != len(data):
+        raise BadInputError(f"payload: {len(data)} bytes for an npy of shape {list(shape)}")
+    array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+    return np.ascontiguousarray(array.astype(dtype.newbyteorder("="), copy=False))
+
+
+def _npy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     try:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0
-        header = read if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = header(stream)
-        if dtype.hasobject or dtype.kind not in "biuf":
-            raise BadInputError(f"payload: npy of dtype {dtype}")
-        # The header is not believed: what it announces may be larger than memory.
-        data = payload[stream.tell() :]
-        if math.prod(shape) * dtype.itemsize != len(data):
-            raise BadInputError(f"payload: {len(data)} bytes for an npy of shape {list(shape)}")
-        array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-    except (ValueError, EOFError, OSError, SyntaxError, UnicodeDecodeError) as exc:
+        return (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(stream)
+    except Exception as exc:
         raise BadInputError(f"payload: not an npy array: {exc}") from exc
-    if array.size == 0:
-        raise BadInputError("payload: an npy array without values")
-    return np.ascontiguousarray(array.astype(dtype.newbyteorder("="), copy=False))
 
 
 def _only_input(contract: Contract, what: str) -> InputSpec:

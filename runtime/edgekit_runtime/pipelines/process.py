@@ -116,7 +116,7 @@ class Process:
         """End in order."""
         self._stopping.set()
         for outlet in self._outlets:
-            outlet.stop(GRACE_S)
+            outlet.release()
 
     def _read(self) -> None:
         try:

@@ -98,6 +98,9 @@ class Runner:
             self._refuse(item, "too_large", "out of memory")
         except EngineFailedError as exc:
             self._refuse(item, "engine", exc.message)
+        except Exception as exc:  # a bug of ours: given again, the item would end us again
+            log.exception("%s", item.id)
+            self._refuse(item, "internal", f"{type(exc).__name__}: {exc}")
         else:
             if answer is not None:
                 self._hand_on(item, answer)

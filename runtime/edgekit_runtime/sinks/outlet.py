@@ -94,13 +94,22 @@ class Outlet:
         gone: Line | None = None
         with self._changed:
             if self._blocks:
-                self._changed.wait_for(lambda: self._ending or len(self._lines) < self._queue_max)
+                self._changed.wait_for(
+                    lambda: not self._blocks or len(self._lines) < self._queue_max
+                )
             elif len(self._lines) >= self._queue_max:
                 gone = self._lines.popleft()
             self._lines.append(line)
             self._changed.notify_all()
         if gone is not None:
             self._end(gone, "queue_full")
+
+    def release(self) -> None:
+        """`put` waits no more: the process ends, and whoever puts has one answer left."""
+        with self._changed:
+            self._blocks = False
+            self._queue_max += 1  # for that one nothing has to give way
+            self._changed.notify_all()
 
     def stop(self, grace_s: float) -> None:
         """Deliver for so long what waits; no more is put."""
