@@ -12,17 +12,17 @@ import secrets
 import time
 from pathlib import Path
 from time import monotonic
+from typing import TYPE_CHECKING
 
-# OpenCV reads it when it is imported: its own lines would stand on the agent's standard error.
-os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
-
-import cv2  # optional: this module is imported only for pipelines with a camera
 import numpy as np
 
 from edgekit_runtime.pipelines.intake import Item
 from edgekit_runtime.pipelines.spec import CameraSource, Drop
 from edgekit_runtime.ports import Array
 from edgekit_runtime.sources.admission import Admission
+
+if TYPE_CHECKING:
+    import cv2  # optional: imported where a camera is opened
 
 OPEN_MS_MAX, READ_MS_MAX = 10_000, 10_000  # OpenCV waits three times as long by default
 ROOM_S = 0.02
@@ -110,6 +110,10 @@ class CameraReader:
 
 
 def _opened(device: str | int) -> cv2.VideoCapture:
+    # Read when it is imported: its own lines would stand on the agent's standard error.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+    import cv2  # noqa: PLC0415 - optional
+
     if isinstance(device, int) or device.startswith("/dev/"):
         capture = cv2.VideoCapture(device, cv2.CAP_V4L2)
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest frame, not the one of a second ago
@@ -122,6 +126,8 @@ def _opened(device: str | int) -> cv2.VideoCapture:
 
 
 def _fps(capture: cv2.VideoCapture) -> float:
+    import cv2  # noqa: PLC0415 - optional
+
     fps = float(capture.get(cv2.CAP_PROP_FPS))
     return fps if 0 < fps <= FPS_MAX else 25.0
 
