@@ -38,7 +38,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -46,13 +46,16 @@ from edgekit.contracts.errors import UsageError, translate_os_errors
 from edgekit.contracts.ids import check_name, shard_of
 from edgekit.contracts.limits import LABELS_MAX
 from edgekit.contracts.topics import Address
-from edgekit_runtime.pipelines import spec
-from edgekit_runtime.pipelines.spec import PipelineSpec
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+if TYPE_CHECKING:
+    from edgekit_runtime.pipelines.spec import PipelineSpec
+else:
+    PipelineSpec = Any  # most devices have none: their start is spared the import
 
 ENV_PREFIX = "EDGEKIT_"
 SOCKET_PATH_BYTES_MAX = 107  # sun_path without its final zero (unix(7))
@@ -206,7 +209,11 @@ def check(document: Mapping[str, Any], what: str) -> AgentConfig:
         f"socket path of {length} bytes, the system allows {SOCKET_PATH_BYTES_MAX}: "
         f"{config.socket_path} (set [serve] socket)",
     )
-    pipelines = spec.read(document.get("pipeline", []), what)
+    if "pipeline" not in document:
+        return config
+    from edgekit_runtime.pipelines import spec  # noqa: PLC0415 - see PipelineSpec above
+
+    pipelines = spec.read(document["pipeline"], what)
     taken = spec.http_ports(pipelines).get(port or 0)
     _require(taken is None, what, f"pipeline {taken!r}: source.port {port} is [serve] port")
     return msgspec.structs.replace(config, pipeline=pipelines)

@@ -14,6 +14,7 @@ import pytest
 from agentkit import layouts
 from agentkit.pipelines import Bus, Webhook, balanced, lines
 from agentkit.world import World, free_port, wait_for
+from fleetkit.processes import Broker, running
 
 from edgekit_runtime import config as configuration
 from edgekit_runtime.disk import PosixDisk
@@ -248,3 +249,55 @@ def _child(agent) -> int:
         return None
 
     return wait_for(look, what="a pipeline's process")
+
+
+def test_messages_come_again_after_a_kill_and_a_broker_that_was_away(world, writer, tmp_path):
+    """On a broker that keeps sessions: what was not acknowledged is not lost."""
+    out = tmp_path / "out.jsonl"
+    broker = Broker("mosquitto", tmp_path)
+    hook = Webhook()
+    hook.answers += [503] * 100_000
+    with running(broker):
+        agent = _serve(
+            world,
+            writer,
+            f"""
+[[pipeline]]
+name = "door"
+model = "meter"
+drop = "block"
+source = {{kind = "mqtt", topic = "door", port = {broker.port}, id_key = "n",
+  fields = ["a", "b", "c", "d"]}}
+sinks = [{{kind = "webhook", url = "{hook.url}", attempts_max = 1000}},
+  {{kind = "file", path = "{out}"}}]
+""".replace(",\n", ", "),
+        )
+        bus = Bus(broker.port)
+        try:
+            wait_for(lambda: (_figures(agent, "door") or {}).get("state") == "running", what="runs")
+            for number in range(6):
+                bus.publish("door", _message(number))
+            wait_for(lambda: _figures(agent, "door")["inferred"] >= 6, what="inferred")
+            os.kill(_child(agent), signal.SIGKILL)
+            _started(agent, "door", 2)
+            wait_for(lambda: _figures(agent, "door")["inferred"] >= 12, what="again")
+            hook.answers.clear()
+            wait_for(lambda: len({each["id"] for each in hook.received}) == 6, what="delivered")
+            bus.close()
+            broker.kill()
+            wait_for(lambda: _figures(agent, "door")["state"] == "away", what="away")
+            broker.start()
+            wait_for(lambda: _figures(agent, "door")["state"] == "running", what="back")
+            bus = Bus(broker.port)
+            bus.publish("door", _message(6))
+            wait_for(lambda: "door-6" in {each["id"] for each in hook.received}, what="goes on")
+            _settled(agent, "door", 13)
+            wait_for(lambda: world.manager.counted >= 7, what="counted")
+            assert world.manager.counted == 7
+        finally:
+            bus.close()
+            hook.close()
+
+
+def _message(number: int) -> bytes:
+    return json.dumps({"a": number, "b": 2, "c": 3, "d": 4, "n": number}).encode()
