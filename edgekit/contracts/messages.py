@@ -157,6 +157,19 @@ class SpoolReport(msgspec.Struct, frozen=True, kw_only=True):
     damaged: int = 0  # damaged places found and stepped over
 
 
+class PipelineReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What one pipeline did since its table was last changed, all reasons and sinks added up."""
+
+    state: str  # starting running waiting away ended stopped
+    starts: int = 0  # of its process
+    received: int = 0
+    inferred: int = 0
+    refused: int = 0
+    dropped: int = 0
+    delivered: int = 0  # answers, over all sinks
+    failed: int = 0  # answers that a sink gave up or had no room for
+
+
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """Resource readings of the agent; None where it could not be read."""
 
@@ -166,6 +179,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     inferences: int = 0  # since the storage epoch began
     workers_ended: int = 0  # crashed, stuck or over their memory limit, since the agent started
     spool: SpoolReport = SpoolReport()
+    pipelines: dict[str, PipelineReport] = {}  # by name; a handful at most
 
 
 class Reported(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -40,6 +41,9 @@ from edgekit_runtime.self_update import RuntimeUpdater
 from edgekit_runtime.spool import Spool
 from edgekit_runtime.uplink import Uplink
 
+if TYPE_CHECKING:
+    from edgekit_runtime.pipelines.keeper import Keeper  # imported where there are pipelines
+
 TICK_S = 0.1  # longest wait of the control thread: bounds how late a timer can be
 MAINTAIN_S = 1.0  # acknowledgements are persisted this often; a lost one is only sent again
 INBOX_MAX = 1024  # messages waiting for the control thread; the manager repeats what is dropped
@@ -63,6 +67,7 @@ class Parts:
     verifier: Verifier
     profile: DeviceProfile
     wake: threading.Event
+    pipelines: Keeper | None = None
 
 
 class Agent:
@@ -179,6 +184,8 @@ class Agent:
             parts.spool.flush()
             parts.spool.maintain()
             parts.counting.retire()
+            for event in parts.pipelines.events() if parts.pipelines else ():
+                self._emit(event)
             parts.golden.advance(parts.deployer.record)
             parts.updater.advance(parts.deployer.record, healthy=self._healthy())
             self._report_due |= parts.updater.changed
@@ -257,6 +264,7 @@ class Agent:
                 inferences=parts.counting.produced(),
                 workers_ended=parts.deployer.workers_ended,
                 spool=parts.spool.report(),
+                pipelines=parts.pipelines.reports() if parts.pipelines else {},
             ),
             at=parts.clock.wall(),
             note=self._refused or record.note,

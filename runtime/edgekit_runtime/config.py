@@ -23,6 +23,11 @@
     bytes_max = 1048576            # of the agent's own log on the device; 0: none
     [selftest]
     hour = 3                       # local; golden sets are replayed nightly. -1: never
+    [[pipeline]]                   # any number; see docs/pipelines.md
+    name = "door"
+    model = "meter"
+    source = {kind = "mqtt", topic = "sensors/door"}
+    sinks = [{kind = "file", path = "/var/lib/edgekit/door.jsonl"}]
 
 How long a telemetry window is, how often the device reports and where bundles lie comes from the
 manager, in the desired state.
@@ -33,7 +38,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -46,6 +51,11 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+if TYPE_CHECKING:
+    from edgekit_runtime.pipelines.spec import PipelineSpec
+else:
+    PipelineSpec = Any  # most devices have none: their start is spared the import
 
 ENV_PREFIX = "EDGEKIT_"
 SOCKET_PATH_BYTES_MAX = 107  # sun_path without its final zero (unix(7))
@@ -118,6 +128,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     containers: ContainersSection = ContainersSection()
     log: LogSection = LogSection()
     selftest: SelftestSection = SelftestSection()
+    pipeline: tuple[PipelineSpec, ...] = ()
 
     @property
     def address(self) -> Address:
@@ -153,9 +164,10 @@ def check(document: Mapping[str, Any], what: str) -> AgentConfig:
     Raises:
         UsageError: names the key.
     """
+    rest = {key: value for key, value in document.items() if key != "pipeline"}
     try:
         config = msgspec.convert(
-            document, AgentConfig, strict=False, dec_hook=_decode, builtin_types=()
+            rest, AgentConfig, strict=False, dec_hook=_decode, builtin_types=()
         )
     except msgspec.ValidationError as exc:
         raise UsageError(f"{what}: {exc}", hint="see `edgekit-agent run --help`") from exc
@@ -197,7 +209,14 @@ def check(document: Mapping[str, Any], what: str) -> AgentConfig:
         f"socket path of {length} bytes, the system allows {SOCKET_PATH_BYTES_MAX}: "
         f"{config.socket_path} (set [serve] socket)",
     )
-    return config
+    if "pipeline" not in document:
+        return config
+    from edgekit_runtime.pipelines import spec  # noqa: PLC0415 - see PipelineSpec above
+
+    pipelines = spec.read(document["pipeline"], what)
+    taken = spec.http_ports(pipelines).get(port or 0)
+    _require(taken is None, what, f"pipeline {taken!r}: source.port {port} is [serve] port")
+    return msgspec.structs.replace(config, pipeline=pipelines)
 
 
 def _require(ok: bool, what: str, problem: str) -> None:

@@ -7,7 +7,7 @@ client's text: the number of series stays bounded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from edgekit_runtime import process_facts
@@ -40,6 +40,7 @@ class Metrics:
     def __init__(self) -> None:
         self._past: dict[Series, _Tally] = {}  # of workers that have ended
         self._refused: dict[int, int] = {}
+        self.more: Callable[[], Iterable[str]] = list  # lines about what is not inference
 
     def fold(self, live: Live, board: Board) -> None:
         """A worker serves no more: keep its figures."""
@@ -75,6 +76,7 @@ class Metrics:
         lines += _metric("edgekit_requests_in_flight", "gauge", "Requests not answered yet.")
         lines.append(f"edgekit_requests_in_flight {in_flight}")
         lines += _serving(lanes)
+        lines += self.more()
         return ("\n".join(lines) + "\n").encode()
 
 

@@ -253,6 +253,11 @@ def _tensor(name: str, values: Array, chunks: list[bytes] | None) -> dict[str, A
     return found
 
 
+def datatype_of(array: Array) -> str:
+    """What the protocol calls an array's dtype."""
+    return _NAMES_OF[array.dtype]
+
+
 def metadata(label: Label, platform: str, contract: Contract) -> bytes:
     """Body of ``GET /v2/models/{name}``; the contract is our declared extension."""
 

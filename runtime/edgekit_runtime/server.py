@@ -81,21 +81,36 @@ def serve(built: Built, sockets: list[socket.socket]) -> None:
     built.agent.on_end = stop
     built.agent.start()
     notifier = Notifier(os.environ)
+    if built.pipelines is not None:
+        built.pipelines.start()
     notifier.send(notify.READY)
     try:
         watch = _Watch(built, notifier)
         while not stopping:
             watch.turn()
         notifier.send(notify.STOPPING)
+        _end_pipelines(built, watch)
         built.front.drain()
         end = monotonic() + GRACE_S
         while not built.front.idle and monotonic() < end:
             watch.turn()
     finally:
+        if built.pipelines is not None:
+            built.pipelines.close()
         built.front.close()
         built.agent.stop()
         built.host.close()
         notifier.close()
+
+
+def _end_pipelines(built: Built, watch: _Watch) -> None:
+    """They are clients: what they asked is answered, and they ask no more."""
+    if built.pipelines is None:
+        return
+    built.pipelines.stop()
+    end = monotonic() + GRACE_S
+    while not built.pipelines.idle and monotonic() < end:
+        watch.turn()
 
 
 class _Watch:

@@ -13,6 +13,8 @@ from edgekit_runtime import counting, lock, process_facts
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.config import AgentConfig
 from edgekit_runtime.disk import PosixDisk
+from edgekit_runtime.pipelines import counts
+from edgekit_runtime.pipelines.counts import Figures
 from edgekit_runtime.record import DeploymentRecord
 from edgekit_runtime.spool import Spool
 from edgekit_runtime.twocopy import TwoCopy
@@ -51,6 +53,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     boot: int
     spool: SpoolReport
     totals: Totals
+    pipelines: dict[str, Figures] = {}
 
 
 def read(config: AgentConfig) -> Status:
@@ -82,6 +85,7 @@ def read(config: AgentConfig) -> Status:
             live=spool.live_inferences,
             undrained=undrained,
         ),
+        pipelines=_pipelines(disk, config),
     )
 
 
@@ -91,6 +95,11 @@ def _first_inference_s(disk: PosixDisk, config: AgentConfig) -> float | None:
         return float(raw) if raw else None
     except ValueError:
         return None
+
+
+def _pipelines(disk: PosixDisk, config: AgentConfig) -> dict[str, Figures]:
+    found = {s.name: counts.read(disk, config.device.state_dir, s) for s in config.pipeline}
+    return {name: each for name, each in found.items() if each is not None}
 
 
 def describe(status: Status) -> str:
@@ -115,6 +124,23 @@ def describe(status: Status) -> str:
     lines.append(
         f"spool    {status.spool.frames_unacked} frames waiting, {status.spool.bytes_used} bytes"
     )
+    for name, each in sorted(status.pipelines.items()):
+        lines += _described(name, each)
     if status.note:
         lines.append(f"note     {status.note}")
     return "\n".join(lines)
+
+
+def _described(name: str, figures: Figures) -> list[str]:
+    lost = [f"{count} {why}" for why, count in (*figures.refused.items(), *figures.dropped.items())]
+    told = ", ".join(each for each in lost if not each.startswith("0 ")) or "none"
+    flow = f"received {figures.received}, inferred {figures.inferred}, in hand {figures.in_hand}"
+    lines = [
+        f"pipeline {name}: {figures.state}, started {figures.starts} times",
+        f"  {flow}, refused or dropped: {told}",
+    ]
+    for sink in figures.sinks:
+        ends = f"delivered {sink.delivered}, failed {sink.failed}"
+        dropped = sum(sink.dropped.values())
+        lines.append(f"  sink {sink.name}: {ends}, dropped {dropped}, tried again {sink.retries}")
+    return lines

@@ -43,17 +43,17 @@ def stuck_limit_s(stuck_s_min: float, latencies_s: Collection[float]) -> float:
     return max(stuck_s_min, STUCK_P99_FACTOR * p99)
 
 
-def describe_exit(code: int) -> Ending:
-    """What an exit code of a worker says."""
+def describe_exit(code: int, who: str = "its worker") -> Ending:
+    """What an exit code says."""
     if code == EXIT_MEMORY:
-        return Ending(EndKind.MEMORY, "its worker ran out of memory")
+        return Ending(EndKind.MEMORY, f"{who} ran out of memory")
     if code >= 0:
-        return Ending(EndKind.CRASH, f"its worker ended with exit code {code}")
+        return Ending(EndKind.CRASH, f"{who} ended with exit code {code}")
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    return Ending(EndKind.CRASH, f"its worker was ended by {name}")
+    return Ending(EndKind.CRASH, f"{who} was ended by {name}")
 
 
 @dataclass

@@ -6,6 +6,7 @@ import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekit.contracts.messages import DeviceProfile
 from edgekit_runtime import agent, profile
@@ -30,6 +31,9 @@ from edgekit_runtime.uplink import Uplink
 from edgekit_runtime.verifier import DigestVerifier
 from edgekit_runtime.workers import WorkerHost
 
+if TYPE_CHECKING:
+    from edgekit_runtime.pipelines.keeper import Keeper
+
 FIRST_INFERENCE = "first_inference_s"
 
 
@@ -41,6 +45,7 @@ class Built:
     loop: Loop
     front: Front
     host: WorkerHost
+    pipelines: Keeper | None = None
 
 
 def detect_profile(config: AgentConfig) -> DeviceProfile:
@@ -59,7 +64,9 @@ def build(config: AgentConfig, hosting: Hosting) -> Built:
     described = detect_profile(config)
     wake = threading.Event()
     loop = Loop()
-    front = Front(loop, _limits(config), Control(), woken=wake.set)
+    control = Control()
+    front = Front(loop, _limits(config), control, woken=wake.set)
+    pipelines = _pipelines(config, disk, clock, control)
     limits = SpoolLimits(bytes_max=config.spool.bytes_max)
     spool = Spool.open(disk, state / "spool", clock, limits)
     counting = Counting(disk, state / "regions", clock, spool)
@@ -113,13 +120,14 @@ def build(config: AgentConfig, hosting: Hosting) -> Built:
         verifier=verifier,
         profile=described,
         wake=wake,
+        pipelines=pipelines,
     )
 
     def save_first(seconds: float) -> None:
         disk.replace(state / FIRST_INFERENCE, f"{seconds:.3f}\n".encode())
 
     built = Agent(parts, on_first_inference=save_first)
-    return Built(built, loop, front, hosting.workers)
+    return Built(built, loop, front, hosting.workers, pipelines)
 
 
 def _limits(config: AgentConfig) -> Limits:
@@ -130,6 +138,27 @@ def _limits(config: AgentConfig) -> Limits:
         connections_max=serve.connections_max,
         client_s_max=serve.client_s_max,
     )
+
+
+def _pipelines(
+    config: AgentConfig, disk: PosixDisk, clock: SystemClock, control: Control
+) -> Keeper | None:
+    """What looks after the pipelines' processes; None where there are none."""
+    if not config.pipeline:
+        return None
+    from edgekit_runtime.pipelines import metrics  # noqa: PLC0415 - most devices have none
+    from edgekit_runtime.pipelines.keeper import Keeper  # noqa: PLC0415
+
+    keeper = Keeper(
+        config.pipeline,
+        device=config.device.id,
+        socket_path=config.socket_path,
+        state_dir=config.device.state_dir,
+        disk=disk,
+        clock=clock,
+    )
+    control.metrics.more = lambda: metrics.render(keeper.figures())
+    return keeper
 
 
 def prepare_state(state: Path) -> None:

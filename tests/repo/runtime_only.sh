@@ -31,7 +31,7 @@ print(f"Python {sys.version.split()[0]}: {count} modules import with [runtime] a
 PY
 "$bin/edgekit-agent" --help >/dev/null
 
-pip onnx pytest pytest-timeout hypothesis scipy iotcore backports.zstd # [delta]
+pip onnx pytest pytest-timeout hypothesis scipy iotcore backports.zstd pillow # [delta] [images]
 cd "$repository"
 "$bin/python" -m pytest -q -p no:cacheprovider tests/unit/contracts tests/unit/stats \
   tests/unit/runtime tests/faults tests/property tests/integration/test_agent_lifecycle.py

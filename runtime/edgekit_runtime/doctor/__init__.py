@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edgekit_runtime.config import AgentConfig
-from edgekit_runtime.doctor import containers, deployed, device, service
+from edgekit_runtime.doctor import containers, deployed, device, pipelines, service
 from edgekit_runtime.doctor.check import Check
 from edgekit_runtime.doctor.held import Held
 
@@ -34,6 +34,7 @@ def run(config: AgentConfig) -> Iterator[Check]:
     yield service.broker(config)
     yield service.artifacts(held.record.config.artifacts_url)
     yield service.endpoint(config)
+    yield from pipelines.pipelines(config, held)
 
 
 def describe(check: Check) -> str:

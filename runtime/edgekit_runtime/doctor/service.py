@@ -18,6 +18,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from edgekit_runtime import lock
 from edgekit_runtime.config import AgentConfig
 from edgekit_runtime.doctor.check import Check, fail, ok, warn
+from edgekit_runtime.pipelines.endpoint import UnixConnection
 
 REACH_S_MAX = 5.0
 
@@ -90,17 +91,6 @@ def artifacts(url: str | None) -> Check:
         return fail(name, f"{url}: {exc}", mend)
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=REACH_S_MAX)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(REACH_S_MAX)
-        self.sock.connect(self._path)
-
-
 def endpoint(config: AgentConfig) -> Check:
     """Does an agent run, and does it answer on its socket as an application would ask?"""
     name, path = "endpoint", config.socket_path
@@ -108,7 +98,7 @@ def endpoint(config: AgentConfig) -> Check:
     if not alive:
         detail = f"no agent runs on {config.device.state_dir}"
         return fail(name, detail, "start it: edgekit-agent run, or the service that does")
-    with contextlib.closing(_UnixConnection(str(path))) as connection:
+    with contextlib.closing(UnixConnection(str(path), REACH_S_MAX)) as connection:
         try:
             connection.request("GET", "/v2/health/ready")
             status = connection.getresponse().status

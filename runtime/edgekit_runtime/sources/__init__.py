@@ -1,0 +1,1 @@
+"""Sources: where a pipeline's items come from. ``python -m edgekit_runtime.sources`` runs one."""

@@ -1,0 +1,368 @@
+"""What becomes of one item: answered, refused, given up or given back; and how sinks end."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from agentkit import layouts
+from agentkit.disks import FaultyDisk
+from agentkit.pipelines import Webhook, lines
+from agentkit.world import wait_for
+
+from edgekit.contracts.errors import BadInputError, ResourceError, UnavailableError
+from edgekit_runtime.disk import PosixDisk
+from edgekit_runtime.pipelines import counts, endpoint
+from edgekit_runtime.pipelines.counts import Counts
+from edgekit_runtime.pipelines.endpoint import Answer, AwayError, EngineFailedError, Model, Output
+from edgekit_runtime.pipelines.intake import Intake, Item
+from edgekit_runtime.pipelines.run import Runner
+from edgekit_runtime.pipelines.spec import (
+    Drop,
+    FileSink,
+    FolderSource,
+    Fsync,
+    HttpSource,
+    MqttSource,
+    Payload,
+    PipelineSpec,
+    WebhookSink,
+)
+from edgekit_runtime.sinks.file import FileWriter
+from edgekit_runtime.sinks.outlet import Line, Outlet
+from edgekit_runtime.sinks.webhook import WebhookCaller
+from edgekit_runtime.sources import admission
+from edgekit_runtime.sources.folder import FolderReader
+
+ROW = b"[1, 2, 3, 4]"
+
+
+class Script:
+    """An endpoint that answers what it is told to, in order; then well."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.contracts = [layouts.contract()]
+        self.asked: list[tuple[str, tuple[int, ...]]] = []
+
+    def model(self):
+        found = self.contracts.pop(0) if len(self.contracts) > 1 else self.contracts[0]
+        if isinstance(found, Exception):
+            raise found
+        return Model(versions=("1",), edgekit_contract=found)
+
+    def infer(self, request_id, arrays):
+        self.asked.append((request_id, arrays["x"].shape))
+        if self.answers:
+            found = self.answers.pop(0)
+            if isinstance(found, Exception):
+                raise found
+        output = Output(name="scores", datatype="FP32", shape=(1, 3), data=[0.1, 0.7, 0.2])
+        return Answer(model_name="meter", model_version="1", outputs=(output,))
+
+
+class Kept:
+    def __init__(self):
+        self.lines: list[Line] = []
+
+    def put(self, line):
+        self.lines.append(line)
+
+
+class Rig:
+    """One runner in a thread."""
+
+    def __init__(self, folder, script, *items, source=None, **changes):
+        source = source or MqttSource(topic="t")
+        sinks = (FileSink(path="/out"),)
+        self.spec = PipelineSpec(name="door", model="meter", source=source, sinks=sinks, **changes)
+        self.folder, self.sink, self.fates = folder, Kept(), []
+        self.page = Counts(PosixDisk(), folder, self.spec)
+        self.intake = Intake(self.spec.policy, self.spec.queue_size, self.spec.queue_bytes_max)
+        self.stopping = threading.Event()
+        self.door = admission.Admission(self.spec, self.page, self.intake, self.stopping)
+        self.runner = Runner(
+            spec=self.spec, counts=self.page, intake=self.intake, admission=self.door,
+            endpoint=script, outlets=[self.sink],
+        )  # fmt: skip
+        for item in items:
+            self.admit(item)
+        self.thread = threading.Thread(target=self.runner.run, daemon=True)
+        self.thread.start()
+
+    def admit(self, name, payload=ROW, at=None):
+        at = time.time() if at is None else at
+        settle = lambda fate: self.fates.append((name, fate.outcome.value, fate.reason))  # noqa: E731
+        return self.door.admit(Item(name, payload, len(payload), at, settle=settle))
+
+    def ended(self, count):
+        wait_for(lambda: len(self.fates) >= count, what=f"{count} ended, got {self.fates}")
+        return self.stop()
+
+    def stop(self):
+        self.stopping.set()
+        self.thread.join(30)
+        found = counts.read(PosixDisk(), self.folder, self.spec)
+        self.page.close()
+        return found
+
+
+def test_an_answer_says_what_it_answers_and_by_whom(tmp_path):
+    rig = Rig(tmp_path, Script(), "a")
+    assert rig.ended(1).inferred == 1
+    assert rig.fates == [("a", "inferred", "")]
+    told = json.loads(rig.sink.lines[0].body)
+    assert (told["id"], told["pipeline"], told["model"], told["version"]) == (
+        "a", "door", "meter", "1",
+    )  # fmt: skip
+    assert (told["class"], told["label"]) == (1, "mid")
+    assert told["confidence"] == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (BadInputError("shape"), "contract"),
+        (EngineFailedError("overflow"), "engine"),
+        (endpoint.TooLargeError("body"), "too_large"),
+        (MemoryError(), "too_large"),
+        (ZeroDivisionError("a bug"), "internal"),
+    ],
+)
+def test_what_will_never_be_answered_is_refused_once(tmp_path, answer, reason):
+    script = Script(answer)
+    found = Rig(tmp_path, script, "bad", "good").ended(2)
+    assert {why: n for why, n in found.refused.items() if n} == {reason: 1}
+    assert [name for name, _ in script.asked] == ["bad", "good"]
+    assert (found.inferred, found.in_hand) == (1, 0)
+
+
+def test_not_now_is_asked_again_under_the_same_id(tmp_path):
+    script = Script(AwayError("busy", retry_after_s=0.0), AwayError("busy", retry_after_s=0.01))
+    script.contracts = [AwayError("no model", retry_after_s=0.0), layouts.contract()]
+    rig = Rig(tmp_path, script, "a")
+    found = rig.ended(1)
+    assert [name for name, _ in script.asked] == ["a"] * 3
+    assert (found.waits, found.inferred) == (3, 1)
+
+
+def test_a_new_version_that_asks_for_another_shape_is_looked_at_once(tmp_path):
+    narrow = layouts.contract(inputs=(msgspec.structs.replace(layouts.contract().inputs[0],
+                                                              shape=("n", 2, 2)),))  # fmt: skip
+    script = Script(BadInputError("shape"))
+    script.contracts = [layouts.contract(), narrow]
+    rig = Rig(tmp_path, script, source=MqttSource(topic="t", payload=Payload.RAW))
+    rig.admit("a", bytes(16))
+    assert rig.ended(1).inferred == 1
+    assert script.asked == [("a", (1, 4)), ("a", (1, 2, 2))]
+
+
+def test_while_the_model_is_away_the_oldest_give_way_and_each_is_counted(tmp_path):
+    script = Script()
+    script.contracts = [AwayError("no model", retry_after_s=0.05)]
+    rig = Rig(tmp_path, script, queue_max=2)
+    for number in range(6):
+        rig.admit(f"i{number}")
+    wait_for(lambda: len(rig.fates) >= 4, what="dropped")
+    script.contracts = [layouts.contract()]
+    wait_for(lambda: len(rig.fates) == 6, what="all ended")
+    found = rig.stop()
+    assert (found.dropped["queue_full"], found.inferred, found.in_hand) == (4, 2, 0)
+    assert {name for name, how, _ in rig.fates if how == "inferred"} == {"i4", "i5"}
+
+
+def test_stale_items_are_dropped_when_their_turn_comes(tmp_path):
+    rig = Rig(tmp_path, Script(), age_s_max=60.0)
+    rig.admit("old", at=time.time() - 61)
+    rig.admit("new")
+    found = rig.ended(2)
+    assert rig.fates == [("old", "dropped", "stale"), ("new", "inferred", "")]
+    assert found.dropped["stale"] == 1
+
+
+def test_an_item_in_hand_is_given_back_when_the_process_ends(tmp_path):
+    script = Script()
+    script.contracts = [AwayError("no model", retry_after_s=30.0)]
+    rig = Rig(tmp_path, script, "a", source=HttpSource(port=1))
+    wait_for(lambda: counts.read(PosixDisk(), tmp_path, rig.spec).waits, what="waits")
+    found = rig.stop()
+    assert rig.fates == [("a", "returned", "")]
+    assert (found.dropped["ended"], found.in_hand) == (1, 0)
+
+
+def test_where_nothing_may_be_dropped_the_source_is_told_after_the_sinks(tmp_path):
+    rig = Rig(tmp_path, Script(), "a", drop=Drop.BLOCK)
+    wait_for(lambda: rig.sink.lines, what="answered")
+    assert rig.fates == []
+    rig.sink.lines[0].done()
+    assert rig.ended(1).inferred == 1
+
+
+# --- sinks ---------------------------------------------------------------------------------------
+
+
+def _line(name, done=lambda: None, size=10):
+    return Line(name, json.dumps({"id": name, "fill": "x" * size}).encode(), done)
+
+
+@pytest.mark.parametrize("fsync", list(Fsync))
+def test_files_are_rotated_by_size_and_the_oldest_goes(tmp_path, fsync):
+    sink = FileSink(path=str(tmp_path / "deep" / "out.jsonl"), bytes_max=1024, files_max=3,
+                    fsync=fsync)  # fmt: skip
+    writer = FileWriter(PosixDisk(), sink)
+    for number in range(40):
+        writer.deliver(_line(f"n{number:02}", size=100))
+        writer.idle()
+    writer.close()
+    path = Path(sink.path)
+    assert sorted(p.name for p in path.parent.iterdir()) == [
+        "out.jsonl", "out.jsonl.1", "out.jsonl.2",
+    ]  # fmt: skip
+    assert all(p.stat().st_size <= 1024 for p in path.parent.iterdir())
+    kept = [each["id"] for each in lines(path)]
+    assert kept == [f"n{number:02}" for number in range(40 - len(kept), 40)]
+    only = FileWriter(PosixDisk(), FileSink(path=str(path), bytes_max=1024, files_max=1))
+    for number in range(20):
+        only.deliver(_line(f"m{number:02}", size=100))
+    assert json.loads(path.read_text().splitlines()[-1])["id"] == "m19"
+
+
+def test_half_a_line_stays_alone_after_a_power_cut_and_a_full_disk(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(b'{"id": "torn')
+    writer = FileWriter(
+        FaultyDisk(full_from=1, seed=4), FileSink(path=str(path), fsync=Fsync.ALWAYS)
+    )
+    writer.deliver(_line("a"))
+    with pytest.raises(ResourceError, match="no space"):
+        writer.deliver(_line("b"))
+    writer._disk = PosixDisk()  # there is space again
+    writer.deliver(_line("c"))
+    good = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    assert [json.loads(line)["id"] for line in good] == ["a", "c"]
+
+
+class Stubborn:
+    """Fails as told, then delivers."""
+
+    def __init__(self, **errors):
+        self.errors, self.lines, self.closed = errors, [], False
+
+    def deliver(self, line):
+        if self.errors.get(line.id):
+            raise self.errors[line.id].pop(0)
+        self.lines.append(line.id)
+
+    def idle(self):
+        pass
+
+    def close(self):
+        self.closed = True
+
+
+class Tally:
+    def __init__(self):
+        self.seen: list[str] = []
+
+    def sink(self, _index, name, count=1):
+        self.seen += [name] * count
+
+
+def _outlet(sink, tally, **options):
+    settings = {"queue_max": 2, "attempts_max": 3, "blocks": False} | options
+    return Outlet("sink", sink, tally, 0, **settings)
+
+
+def test_a_sink_is_tried_again_and_gives_up_after_its_tries():
+    again = UnavailableError("later", retry_after_s=0.0)
+    errors = {"late": [again] * 2, "never": [again] * 3, "refused": [BadInputError("no")]}
+    sink, tally, done = Stubborn(**errors), Tally(), []
+    outlet = _outlet(sink, tally, queue_max=10)
+    outlet.start()
+    for name in ("late", "never", "refused", "good"):
+        outlet.put(_line(name, lambda name=name: done.append(name)))
+    wait_for(lambda: len(done) == 4, what="all ended")
+    outlet.stop(1.0)
+    outlet.join(30)
+    assert sink.closed
+    assert sink.lines == ["late", "good"]
+    assert [each for each in tally.seen if each != "retries"] == [
+        "delivered", "failed", "failed", "delivered",
+    ]  # fmt: skip
+    assert tally.seen.count("retries") == 4
+
+
+def test_a_full_outlet_drops_the_oldest_and_counts_what_a_stop_leaves():
+    sink, tally, done = Stubborn(hand=[UnavailableError("away", retry_after_s=60.0)]), Tally(), []
+    outlet = _outlet(sink, tally, attempts_max=0)
+    outlet.start()
+    outlet.put(_line("hand", lambda: done.append("hand")))
+    wait_for(lambda: "retries" in tally.seen, what="tried")
+    for name in ("a", "b", "c"):
+        outlet.put(_line(name, lambda name=name: done.append(name)))
+    assert done == ["a"]
+    outlet.stop(0.0)
+    outlet.join(30)
+    assert sorted(done) == ["a", "b", "c", "hand"]
+    assert sorted(tally.seen) == ["ended", "ended", "ended", "queue_full", "retries"]
+
+
+def test_webhooks_ask_again_only_where_that_may_help(tmp_path):
+    hook = Webhook()
+    caller = WebhookCaller(WebhookSink(url=hook.url + "?key=secret"))
+    try:
+        for status, kind in ((503, UnavailableError), (429, UnavailableError),
+                             (500, UnavailableError), (302, BadInputError),
+                             (404, BadInputError)):  # fmt: skip
+            hook.answers.append(status)
+            with pytest.raises(kind, match=str(status)) as raised:
+                caller.deliver(_line("a"))
+            assert "secret" not in str(raised.value)
+        caller.deliver(_line("a"))
+        assert [each["id"] for each in hook.received] == ["a"]
+    finally:
+        caller.close()
+        hook.close()
+    with pytest.raises(UnavailableError):
+        caller.deliver(_line("b"))
+
+
+# --- folder --------------------------------------------------------------------------------------
+
+
+def test_files_that_may_not_be_read_fail_and_a_folder_that_goes_is_away(tmp_path):
+    folder = Path(tempfile.mkdtemp(prefix="edgekit-inbox-"))
+    folder.chmod(0o777)
+    source = FolderSource(path=str(folder), payload=Payload.JSON, settle_s=0.0, poll_s=0.05)
+    rig = Rig(tmp_path, Script(), source=source)
+    reader = FolderReader(source, rig.door)
+    (folder / "secret.json").write_bytes(ROW)
+    (folder / "secret.json").chmod(0)
+    user = os.geteuid()
+    thread = threading.Thread(target=reader.run, daemon=True)
+    try:
+        if user == 0:
+            os.seteuid(65534)  # root may read everything
+        thread.start()
+        wait_for((folder / "failed" / "secret.json.reason").exists, what="failed")
+    finally:
+        os.seteuid(user)
+    reason = (folder / "failed" / "secret.json.reason").read_text()
+    assert reason == "unreadable: Permission denied\n"
+    gone = folder.with_name(folder.name + "-gone")
+    folder.rename(gone)
+    wait_for(lambda: rig.door.away, what="away")
+    gone.rename(folder)
+    (folder / "a.json").write_bytes(ROW)
+    wait_for(lambda: rig.sink.lines, what="goes on")
+    rig.sink.lines[0].done()
+    wait_for((folder / "done" / "a.json").exists, what="done")
+    found = rig.stop()
+    thread.join(30)
+    assert (found.inferred, found.refused["unreadable"]) == (1, 1)
