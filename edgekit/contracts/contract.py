@@ -61,6 +61,8 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True):
     range: tuple[float, float] | None = None  # physically possible values, inclusive
     on_nan: OnViolation = OnViolation.REJECT
     on_range: OnViolation = OnViolation.FLAG
+    age_s_max: float | None = None  # since it was measured; an age nobody tells is too old
+    on_stale: OnViolation = OnViolation.FLAG
     preprocess: tuple[PreprocessStep, ...] = ()
 
 
@@ -126,6 +128,15 @@ def _check_input(spec: InputSpec) -> None:
         spec.on_nan is not OnViolation.CLAMP or spec.range is not None,
         field,
         "on_nan=clamp needs a range to clamp into",
+    )
+    limit = spec.age_s_max
+    _require(
+        limit is None or (math.isfinite(limit) and limit > 0),
+        field,
+        f"age_s_max {limit} is not a positive number of seconds",
+    )
+    _require(
+        spec.on_stale is not OnViolation.CLAMP, field, "on_stale=clamp: an age cannot be clamped"
     )
     for step in spec.preprocess:
         if isinstance(step, Normalise):

@@ -234,6 +234,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True, tag="window"):
     errors: int = 0
     nan: int = 0
     violations: int = 0  # inputs outside the contract
+    violated: dict[str, int] = {}  # of those, by "input rule action": one input may break several
+    outside: dict[str, int] = {}  # elements that broke the contract, by input probe
     latency: tuple[int, ...] = ()  # counts on stats.histogram.LATENCY_EDGES_US
     probes: dict[str, tuple[int, ...]] = {}  # counts per frozen bin, by probe
     sums: dict[str, float] = {}  # exact sums, e.g. of confidence

@@ -52,7 +52,7 @@ class Hosted:
     def serve(self, name: str, model: ModelRecord, loaded: Loaded) -> Region:
         """Serve ``loaded`` as what ``model`` calls active; the region that counts it."""
         assert model.active is not None
-        labels = labels_for(name, model.active, model.slot, loaded.contract)
+        labels = labels_for(name, model.active, model.slot, loaded)
         region = self._env.counting.begin(labels)
         self.serving(name).switch(Live(loaded, region, model.active, model.slot))
         return region

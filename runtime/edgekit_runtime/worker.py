@@ -89,7 +89,9 @@ class Worker:
             self._send(FrameKind.FAILED, msgspec.json.encode(_refusal(exc)))
             return
         self._order, self._predictor = order, loaded
-        facts = wire.Facts(manifest=loaded.manifest, contract=loaded.contract)
+        facts = wire.Facts(
+            manifest=loaded.manifest, contract=loaded.contract, reference=loaded.reference
+        )
         self._send(FrameKind.LOADED, msgspec.json.encode(facts))
 
     def _serve(self, frame: Frame) -> None:
