@@ -62,7 +62,7 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True):
     on_nan: OnViolation = OnViolation.REJECT
     on_range: OnViolation = OnViolation.FLAG
     age_s_max: float | None = None  # since it was measured; an age nobody tells is too old
-    on_stale: OnViolation = OnViolation.FLAG
+    on_age: OnViolation = OnViolation.FLAG
     preprocess: tuple[PreprocessStep, ...] = ()
 
 
@@ -135,9 +135,7 @@ def _check_input(spec: InputSpec) -> None:
         field,
         f"age_s_max {limit} is not a positive number of seconds",
     )
-    _require(
-        spec.on_stale is not OnViolation.CLAMP, field, "on_stale=clamp: an age cannot be clamped"
-    )
+    _require(spec.on_age is not OnViolation.CLAMP, field, "on_age=clamp: an age cannot be clamped")
     for step in spec.preprocess:
         if isinstance(step, Normalise):
             _require(all(s > 0 for s in step.std), field, "normalise: std must be positive")

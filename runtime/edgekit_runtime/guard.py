@@ -25,12 +25,12 @@ class Flags(IntFlag):
     INPUT_RANGE = 2
     CLAMP = 4  # at least one value has to be (or was) clamped into its range
     OUTPUT_NAN = 8
-    STALE = 16  # an input is older than the contract allows, or its age was not told
+    INPUT_AGE = 128  # an input is older than the contract allows, or its age was not told
 
     @property
     def violation(self) -> bool:
         """Whether an input broke the contract."""
-        return bool(self & (Flags.INPUT_NAN | Flags.INPUT_RANGE | Flags.STALE))
+        return bool(self & (Flags.INPUT_NAN | Flags.INPUT_RANGE | Flags.INPUT_AGE))
 
 
 def names(flags: Flags) -> list[str]:
@@ -94,7 +94,7 @@ def check_age(contract: Contract, age_s: float | None) -> None:
     for spec in contract.inputs:
         limit = spec.age_s_max
         kept = limit is None or (age_s is not None and age_s <= limit)
-        if not kept and spec.on_stale is OnViolation.REJECT:
+        if not kept and spec.on_age is OnViolation.REJECT:
             told = "of unknown age" if age_s is None else f"{age_s:.3g} s old"
             raise GuardError(
                 f"input {spec.name!r}: {told}, the contract allows {limit:g} s",

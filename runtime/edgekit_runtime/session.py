@@ -102,19 +102,19 @@ class Session:
         self, arrays: Mapping[str, Array], request: int, taken_at: float | None = None
     ) -> Seen:
         """Like `infer`, for hosts: failures are in the answer; ``request`` is a `hash_id`."""
-        stale, monitor = 0, self._monitor
+        old, monitor = 0, self._monitor
         begun = perf_counter_ns()
         try:
             if monitor.dated:
                 age_s = None if taken_at is None else self._clock.wall() - taken_at
-                stale = rules.stale_bits(self.predictor.contract, age_s)
+                old = rules.age_bits(self.predictor.contract, age_s)
                 guard.check_age(self.predictor.contract, age_s)
             outputs, flags = self.predictor.predict(arrays)
-            if stale:
-                flags |= Flags.STALE
+            if old:
+                flags |= Flags.INPUT_AGE
         except GuardError as exc:
             # Not an inference: its id stays free.
-            self._record(_REJECTED, 0, 0.0, monitor.refused(arrays, exc, stale))
+            self._record(_REJECTED, 0, 0.0, monitor.refused(arrays, exc, old))
             return Seen(Kind.REJECTED, {}, exc, Flags.NONE, 0.0, counted=False)
         except EngineError as exc:
             if is_memory(exc):
@@ -123,7 +123,7 @@ class Session:
             return Seen(Kind.ERROR, {}, exc, Flags.NONE, 0.0, counted)
         latency_us = (perf_counter_ns() - begun) / 1e3
         plain = 0 if flags is _NONE else int(flags)
-        sight = monitor.observe(arrays, outputs, plain, stale)
+        sight = monitor.observe(arrays, outputs, plain, old)
         counted = self._record(_PREDICTION, request, latency_us, sight, plain)
         return Seen(Kind.PREDICTION, outputs, None, flags, latency_us, counted)
 

@@ -23,7 +23,7 @@ from edgekit_runtime.ports import Array
 from edgekit_runtime.region import ABSENT, BROKE, Sight
 
 _VIOLATION = int(Flags.INPUT_NAN | Flags.INPUT_RANGE)
-_RARE = _VIOLATION | int(Flags.STALE)
+_RARE = _VIOLATION | int(Flags.INPUT_AGE)
 _OUTPUT_NAN = int(Flags.OUTPUT_NAN)
 
 
@@ -42,7 +42,7 @@ class Monitor:
         self.dated = any(spec.age_s_max is not None for spec in contract.inputs)
 
     def observe(
-        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], flags: int, stale: int = 0
+        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], flags: int, old: int = 0
     ) -> Sight:
         """What was seen of an inference that was answered.
 
@@ -50,11 +50,11 @@ class Monitor:
             inputs: as they arrived.
             outputs: what was answered.
             flags: what was found about both.
-            stale: see `rules.stale_bits`.
+            old: see `rules.age_bits`.
         """
         bins, broken = b"", 0
         if flags & _RARE:
-            broken = rules.broken(self._contract, inputs, stale)
+            broken = rules.broken(self._contract, inputs, old)
         if self._no_inputs:
             bins = self._input_bins(inputs, flags)
         if self._no_outputs:
@@ -68,9 +68,9 @@ class Monitor:
         cls, confidence = top_of_row(row)
         return Sight(cls, confidence, broken, bins)
 
-    def refused(self, inputs: Mapping[str, Array], error: GuardError, stale: int) -> Sight:
+    def refused(self, inputs: Mapping[str, Array], error: GuardError, old: int) -> Sight:
         """What was seen of an input that the guard refused; its bins are not counted."""
-        broken = rules.broken(self._contract, inputs, stale)
+        broken = rules.broken(self._contract, inputs, old)
         if not broken:
             return Sight(rules.place(self._contract, error.tensor))
         return Sight(broken=broken, bins=self._input_bins(inputs, _VIOLATION))

@@ -15,7 +15,7 @@ from edgekit.contracts.contract import Contract, InputSpec, OnViolation
 from edgekit_runtime.guard import Flags
 from edgekit_runtime.ports import Array
 
-RULES = ("nan", "range", "stale")
+RULES = ("nan", "range", "age")
 INPUTS_MAX = 21  # 63 of 64 bits; further inputs are counted with the last
 FORM = "form"  # missing, unknown, or of another dtype or shape: always rejected
 ANY = "*"
@@ -26,7 +26,7 @@ Labels = tuple[tuple[str, str, str, str], ...]
 def labels(contract: Contract) -> Labels:
     """Per input: its name, and what the contract does about each of `RULES`."""
     found = [
-        (spec.name[:NAME_CHARS_MAX], spec.on_nan.value, spec.on_range.value, spec.on_stale.value)
+        (spec.name[:NAME_CHARS_MAX], spec.on_nan.value, spec.on_range.value, spec.on_age.value)
         for spec in contract.inputs[:INPUTS_MAX]
     ]
     if len(contract.inputs) > INPUTS_MAX:
@@ -41,9 +41,9 @@ def place(contract: Contract, name: str) -> int:
     return min(names.index(name), INPUTS_MAX - 1) if name in names else -1
 
 
-def broken(contract: Contract, arrays: Mapping[str, Array], stale: int = 0) -> int:
-    """The bits of ``arrays``, which need not keep any rule; ``stale``: bits known before."""
-    bits = stale
+def broken(contract: Contract, arrays: Mapping[str, Array], old: int = 0) -> int:
+    """The bits of ``arrays``, which need not keep any rule; ``age``: bits known before."""
+    bits = old
     for index, spec in enumerate(contract.inputs):
         array = arrays.get(spec.name)
         if array is None or array.dtype != np.dtype(spec.dtype) or array.size == 0:
@@ -54,7 +54,7 @@ def broken(contract: Contract, arrays: Mapping[str, Array], stale: int = 0) -> i
     return bits
 
 
-def stale_bits(contract: Contract, age_s: float | None) -> int:
+def age_bits(contract: Contract, age_s: float | None) -> int:
     """The bits of inputs that are too old; an age that was not told is too old."""
     bits = 0
     for index, spec in enumerate(contract.inputs):

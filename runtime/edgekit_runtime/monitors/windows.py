@@ -16,7 +16,7 @@ from edgekit_runtime.ports import Loaded
 from edgekit_runtime.region import BROKE, CORRECT, Kind, Labels
 
 OVERFLOW_SUFFIX = "-overflow"  # identity of inferences counted while a ring was full
-_VIOLATION = int(Flags.INPUT_NAN | Flags.INPUT_RANGE | Flags.STALE)
+_VIOLATION = int(Flags.INPUT_NAN | Flags.INPUT_RANGE | Flags.INPUT_AGE)
 
 
 def labels_for(model: str, ref: SlotRef, slot: str, loaded: Loaded) -> Labels:

@@ -122,18 +122,18 @@ def test_a_refused_value_names_its_rule_and_element_and_is_in_no_bin(tmp_path):
 
 @pytest.mark.parametrize("policy", [OnViolation.FLAG, OnViolation.REJECT])
 def test_data_too_old_or_of_unknown_age_is_stale(tmp_path, policy):
-    hosted = Hosted(tmp_path, _contract(age_s_max=5.0, on_stale=policy))
+    hosted = Hosted(tmp_path, _contract(age_s_max=5.0, on_age=policy))
     now = CLOCK.wall()
     assert hosted.infer(0, 0, 0, 0, taken_at=now).flags is Flags.NONE
     for taken_at in (now - 60, None):
         if policy is OnViolation.FLAG:
-            assert hosted.infer(0, 0, 0, 0, taken_at=taken_at).flags is Flags.STALE
+            assert hosted.infer(0, 0, 0, 0, taken_at=taken_at).flags is Flags.INPUT_AGE
         else:
             with pytest.raises(GuardError, match="the contract allows 5 s"):
                 hosted.infer(0, 0, 0, 0, taken_at=taken_at)
     window = hosted.window()
     assert window.violations == 2
-    assert window.violated == {f"x stale {policy.value}": 2}
+    assert window.violated == {f"x age {policy.value}": 2}
     assert window.outside == {}
 
 
