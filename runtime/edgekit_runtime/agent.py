@@ -36,6 +36,7 @@ from edgekit_runtime.deployer import Deployer
 from edgekit_runtime.errors import RuntimeUnfitError
 from edgekit_runtime.golden_watch import GoldenWatch
 from edgekit_runtime.ports import Clock, Link, Verifier
+from edgekit_runtime.readings import Readings
 from edgekit_runtime.self_update import RuntimeUpdater
 from edgekit_runtime.spool import Spool
 from edgekit_runtime.uplink import Uplink
@@ -62,6 +63,7 @@ class Parts:
     uplink: Uplink
     verifier: Verifier
     profile: DeviceProfile
+    readings: Readings
     wake: threading.Event
 
 
@@ -257,6 +259,7 @@ class Agent:
                 inferences=parts.counting.produced(),
                 workers_ended=parts.deployer.workers_ended,
                 spool=parts.spool.report(),
+                resources=parts.readings.read(parts.deployer.workers_rss),
             ),
             at=parts.clock.wall(),
             note=self._refused or record.note,

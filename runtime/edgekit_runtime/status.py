@@ -5,14 +5,17 @@ Works while the agent runs, when it is stopped and after it was killed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
-from edgekit.contracts.messages import ModelReport, SpoolReport
+from edgekit.contracts.messages import ModelReport, Resources, SpoolReport
 from edgekit.contracts.states import DeviceState
 from edgekit_runtime import counting, lock, process_facts
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.config import AgentConfig
 from edgekit_runtime.disk import PosixDisk
+from edgekit_runtime.readings import Readings
 from edgekit_runtime.record import DeploymentRecord
 from edgekit_runtime.spool import Spool
 from edgekit_runtime.twocopy import TwoCopy
@@ -51,6 +54,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     boot: int
     spool: SpoolReport
     totals: Totals
+    resources: Resources = Resources()
 
 
 def read(config: AgentConfig) -> Status:
@@ -82,7 +86,17 @@ def read(config: AgentConfig) -> Status:
             live=spool.live_inferences,
             undrained=undrained,
         ),
+        resources=Readings(state).read(_workers(pid) if alive and pid else {}),
     )
+
+
+def _workers(pid: int) -> dict[str, int]:
+    """Resident bytes of the agent's workers, by process."""
+    sizes = {
+        f"pid {child}": process_facts.rss_bytes(child)
+        for child in process_facts.children(pid, "edgekit_runtime.worker")
+    }
+    return {name: size for name, size in sizes.items() if size is not None}
 
 
 def _first_inference_s(disk: PosixDisk, config: AgentConfig) -> float | None:
@@ -115,6 +129,27 @@ def describe(status: Status) -> str:
     lines.append(
         f"spool    {status.spool.frames_unacked} frames waiting, {status.spool.bytes_used} bytes"
     )
+    lines += _resources(status.resources)
     if status.note:
         lines.append(f"note     {status.note}")
     return "\n".join(lines)
+
+
+def _resources(found: Resources) -> Iterator[str]:
+    facts = []
+    if found.load_1m is not None:
+        facts.append(f"load {found.load_1m:.2f}")
+    if found.memory_available_bytes is not None:
+        total = found.memory_total_bytes or 0
+        mib = found.memory_available_bytes // 2**20
+        facts.append(f"{mib} of {total // 2**20} MiB memory available")
+    if found.disk_free_bytes is not None:
+        facts.append(f"{found.disk_free_bytes // 2**20} MiB disk free")
+    yield f"device   {', '.join(facts) or 'no readings'}"
+    warmest = max(found.temperatures_c.items(), key=lambda item: item[1], default=None)
+    heat = f"{warmest[1]:.0f} degrees C ({warmest[0]})" if warmest else "no temperature sensor"
+    told = {True: "throttled", False: "not throttled", None: "throttling unknown"}
+    why = f": {found.throttled_why}" if found.throttled_why else ""
+    yield f"heat     {heat}, {told[found.throttled]}{why}"
+    for name, size in sorted(found.workers_rss_bytes.items()):
+        yield f"worker   {name}: {size // 2**20} MiB"

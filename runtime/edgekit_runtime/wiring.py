@@ -27,6 +27,7 @@ from edgekit_runtime.golden_watch import GoldenWatch
 from edgekit_runtime.link import MqttLink
 from edgekit_runtime.loop import Loop
 from edgekit_runtime.ports import Fetcher
+from edgekit_runtime.readings import Readings, Throttling
 from edgekit_runtime.record import DeploymentRecord
 from edgekit_runtime.self_update import BLOBS, RuntimeUpdater, Surroundings
 from edgekit_runtime.spool import Spool, SpoolLimits
@@ -85,6 +86,7 @@ def build(config: AgentConfig) -> Built:
             emit=lambda record: agent.emit(spool, record),
             wake=wake.set,
             serving_changed=front.changed,
+            throttled=Throttling(clock),
             images=containers[1] if containers else None,
             runtime_on_trial=os.environ.get("EDGEKIT_SUPERVISOR") == "trial",
         )
@@ -121,6 +123,7 @@ def build(config: AgentConfig) -> Built:
         uplink=Uplink(spool, link, clock),
         verifier=verifier,
         profile=described,
+        readings=Readings(state),
         wake=wake,
     )
 
