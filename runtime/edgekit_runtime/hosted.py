@@ -81,7 +81,7 @@ class Hosted:
             found = True
             serving.stop()
             self._note(name, ending)
-            self._tell(f"{name} {digests.short(live.ref.digest)}: {ending.reason}")
+            self._tell(f"{name} {digests.short(live.ref.digest)}: {ending.story}")
         return found
 
     def could_not_start(self, name: str, error: EdgekitError) -> None:

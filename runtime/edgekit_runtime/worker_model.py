@@ -99,6 +99,10 @@ class WorkerModel:
         if channel.unsent:
             self._loop.change(channel.socket.fileno(), READ | WRITE)
 
+    def say_as(self, tag: str) -> None:
+        """What it writes to stderr is logged under ``tag`` from now on."""
+        self._process.say_as(tag)
+
     def proven(self, now: float) -> bool:
         """Whether it showed lately, by an inference or a canary, that it computes."""
         shown = max(self.board.last_ns / 1e9, self._begun)
