@@ -40,7 +40,10 @@ def _workers(agent) -> list[int]:
 
 
 def _children(task: Path) -> list[str]:
-    return (task / "children").read_text().split()
+    try:
+        return (task / "children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []  # the thread has ended since it was listed
 
 
 def _command(pid: int) -> bytes:
