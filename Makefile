@@ -16,6 +16,9 @@ PYTHON ?= $(shell for v in python3.13 python3.12 python3.11 python3; do \
 DEVICE_PYTHON ?= $(firstword $(foreach v,python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python3.10),\
 	$(shell $v -c 'import sys; print(sys.executable)' 2>/dev/null)) $(PYTHON))
 
+# Many tests wait for brokers, agents and time limits: one more than there are cores.
+TEST_JOBS ?= $(shell expr $$(nproc) + 1)
+
 .PHONY: help setup demo test check bench docs engine format lock runtime-only clean
 
 help: ## list the targets
@@ -43,7 +46,7 @@ demo: $(READY) ## the main job end to end on real data (KEEP=1 leaves the dashbo
 	@$(BIN)/edgekit demo --out demo-out --report demo-report.json $(if $(KEEP),--keep) $(DEMO_ARGS)
 
 test: $(READY) ## all tests; EDGEKIT_TEST_SCALE=10 lets property tests look ten times longer
-	@$(BIN)/python -m pytest $(TEST_ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(TEST_ARGS)
 
 check: $(READY) ## format, lint, types (also for Python 3.10 where devices run it), import layers
 	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check .; exit 1; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+import edgekit_runtime.supervisor
 from edgekit.build import reference
 from edgekit.contracts import bundle, codec, digest, oci
 from edgekit.contracts.bundle import BundleFile, BundleManifest
@@ -25,12 +27,18 @@ from edgekit.contracts.reference import Reference
 from edgekit.contracts.states import SlotState
 from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
+from edgekit_runtime.supervisor.book import Book
+from edgekit_runtime.supervisor.rules import fresh
 from edgekit_runtime.twocopy import TwoCopy
 
 FEATURES, CLASSES = 32, 8
 IMAGE = (1, 3, 224, 224)
 MODEL = "bench"
 _SEED = 20
+SUPERVISOR = Path(edgekit_runtime.supervisor.__file__).with_name("__main__.py")
+POLL_S = 0.002  # between looks whether a server answers
+# Installed packages have their byte code; this one may say that none is to be written.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def _random(generator: np.random.Generator, *shape: int) -> np.ndarray:
@@ -196,7 +204,7 @@ def running(command: list[str], port: int, *, core: int | None = None) -> Iterat
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
-            time.sleep(0.02)
+            time.sleep(POLL_S)
         else:
             raise SystemExit(f"{command[:4]} does not listen on {port}")
         yield process.pid
@@ -215,16 +223,33 @@ def agent_config(folder: Path, state: Path, port: int, *, broker: int) -> Path:
     return config
 
 
+def install_runtime(state: Path) -> None:
+    """Make this environment the proven runtime of a device, for its supervisor to start."""
+    name = "sha256:" + "0" * 64
+    folder = state / "runtimes" / digest.hex_of(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "agent.py").write_text("from edgekit_runtime.__main__ import main\nmain()\n")
+    Book(str(state)).save({**fresh(name), "confirmed": True})
+
+
 @contextmanager
-def agent(state: Path, port: int, *, core: int | None = None) -> Iterator[int]:
-    """An agent over ``state``; no broker is there, as on a device in the field. Yields its pid."""
+def agent(
+    state: Path, port: int, *, core: int | None = None, supervised: bool = False
+) -> Iterator[int]:
+    """An agent over ``state``; no broker is there, as on a device in the field.
+
+    Yields its pid, or its supervisor's.
+    """
     with tempfile.TemporaryDirectory() as folder:
         config = agent_config(Path(folder), state, port, broker=free_port())
-        command = [sys.executable, "-m", "edgekit_runtime", "run", "--config", str(config)]
+        start = [sys.executable, "-m", "edgekit_runtime"]
+        if supervised:
+            start = [sys.executable, "-I", "-S", str(SUPERVISOR), str(state)]
+        command = [*start, "run", "--config", str(config)]
         with running(command, port, core=core) as pid:
             ready = http("GET", f"/v2/models/{MODEL}/ready")
             while exchange(port, ready)[9:12] != b"200":
-                time.sleep(0.02)
+                time.sleep(POLL_S)
             yield pid
 
 

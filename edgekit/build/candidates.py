@@ -75,6 +75,9 @@ class Structure(msgspec.Struct, frozen=True, kw_only=True):
     attention: bool = False  # multiplies activations by activations and has a softmax
 
 
+_LAYOUT = "-layout"
+
+
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One way to make a variant; equal candidates of two targets are one piece of work."""
 
@@ -90,6 +93,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     floats: tuple[str, ...] = ()  # nodes left in float
     only: tuple[str, ...] = ()  # quantize these nodes alone: a probe, never shipped
     transformer: bool = False  # NNCF only: patterns of attention are known to it
+    layout: bool = False  # ONNX Runtime blocks tensors for the processor it finds when it loads
 
     @property
     def needs_ranges(self) -> bool:
@@ -99,7 +103,20 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def unquantized(self) -> bool:
         """Whether it computes what the registered model computes, in the engine it came with."""
-        return self.scheme is Scheme.NONE and self.engine is Engine.ONNXRUNTIME
+        plain = self.scheme is Scheme.NONE and self.engine is Engine.ONNXRUNTIME
+        return plain and not self.layout
+
+    @property
+    def engine_options(self) -> dict[str, str]:
+        """How the engine is to run it, beside its defaults."""
+        return {"graph_optimization": "all"} if self.layout else {}
+
+    @property
+    def file(self) -> Candidate:
+        """The candidate whose file this one is, too: what an engine does at load is in no file."""
+        if not self.layout:
+            return self
+        return msgspec.structs.replace(self, name=self.name.removesuffix(_LAYOUT), layout=False)
 
     @property
     def computes_in_float(self) -> bool:
@@ -166,6 +183,15 @@ def candidates_for(target: TargetProfile, structure: Structure) -> tuple[Candida
 def in_openvino(candidate: Candidate) -> Candidate:
     """``candidate`` as IR for OpenVINO."""
     return msgspec.structs.replace(candidate, name=f"ov-{candidate.name}", engine=Engine.OPENVINO)
+
+
+def with_layout(candidate: Candidate) -> Candidate:
+    """``candidate``, its tensors blocked for the processor by the engine that loads it.
+
+    The file stays as it is, and so does what it may run on: a graph *stored* after such a change
+    answers wrongly on another processor.
+    """
+    return msgspec.structs.replace(candidate, name=candidate.name + _LAYOUT, layout=True)
 
 
 def _for_openvino(others: Sequence[Candidate]) -> list[Candidate]:

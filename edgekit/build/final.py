@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from edgekit.build import derive, emulate, gates, tools
-from edgekit.build.candidates import Engine, Scheme
+from edgekit.build.candidates import Candidate, Engine, Scheme
 from edgekit.build.emulate import Emulator
 from edgekit.build.host import Host
 from edgekit.build.judge import Comparison, compare
@@ -38,10 +38,18 @@ def at_look(contract: Contract, look: int) -> Contract:
     )
 
 
-def subject_of(target: TargetProfile, artifact: Artifact, engine: Engine) -> Subject:
-    """What is measured of ``artifact``."""
-    versions = target.versions_of(engine.value)
-    return Subject(tuple(artifact.contents()), artifact.digest, engine.value, versions)
+def subject_of(
+    target: TargetProfile, artifact: Artifact, candidate: Candidate | None = None
+) -> Subject:
+    """What is measured of ``artifact``, run as ``candidate`` says, or as the original."""
+    engine = candidate.engine if candidate else Engine.ONNXRUNTIME
+    return Subject(
+        tuple(artifact.contents()),
+        artifact.digest,
+        engine.value,
+        target.versions_of(engine.value),
+        candidate.engine_options if candidate else {},
+    )
 
 
 @dataclass
@@ -60,7 +68,7 @@ class Finisher:
             BadInputError: it cannot be run.
         """
         self.tick(f"{target.name}: measuring the original")
-        subject = subject_of(target, self.study.original, Engine.ONNXRUNTIME)
+        subject = subject_of(target, self.study.original)
         data = self.study.evaluation if final else self.study.tuning
         try:
             return self.measurer.measure(subject, data, timed=timed)
@@ -92,7 +100,7 @@ class Finisher:
         recorded = self._recorded(target, trial)
         golden = derive.golden(self.study.golden_inputs, recorded)
         tolerance = codec.encode(derive.tolerance(candidate, recorded))
-        subject = subject_of(target, trial.artifact, candidate.engine)
+        subject = subject_of(target, trial.artifact, candidate)
         subject = replace(subject, golden=golden, tolerance=tolerance)
         try:
             final = self.measurer.measure(subject, self.study.evaluation)
@@ -144,7 +152,7 @@ class Finisher:
         candidate = trial.figures.candidate
         if candidate.scheme is Scheme.DYNAMIC:
             # Its scales follow from the whole batch: beside other samples it answers differently.
-            subject = subject_of(target, trial.artifact, candidate.engine)
+            subject = subject_of(target, trial.artifact, candidate)
             return self.measurer.measure(subject, self.study.golden).outputs
         outputs = trial.measured.outputs
         return {name: array[self.study.tuning_n :] for name, array in outputs.items()}

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ class Subject:
     model_digest: str
     engine: str
     engine_versions: str
+    engine_options: Mapping[str, str] = field(default_factory=dict)
     golden: bytes | None = None
     tolerance: bytes | None = None
 
@@ -182,7 +183,7 @@ class Measurer:
             inputs,
             {
                 "timed": [timed.name, timed.runs] if timed else None,
-                "engine": [subject.engine, subject.engine_versions],
+                "engine": [subject.engine, subject.engine_versions, subject.engine_options],
                 "host": self.host.facts(),
                 "emulator": emulator.facts if emulator else None,
             },
@@ -212,7 +213,15 @@ class Measurer:
 
 
 def _trial_head(subject: Subject, version: str) -> BundleHead:
-    return BundleHead("trial", version, "trial", "any", subject.engine, subject.engine_versions)
+    return BundleHead(
+        "trial",
+        version,
+        "trial",
+        "any",
+        subject.engine,
+        subject.engine_versions,
+        engine_options=subject.engine_options,
+    )
 
 
 def run_child(command: list[str]) -> subprocess.CompletedProcess[bytes]:

@@ -178,6 +178,7 @@ def _head(model: ModelVersion, target: TargetProfile, result: Chosen) -> BundleH
             **_precision(result),
             **({"accelerate": "tensorrt"} if target.jetpack else {}),
         },
+        engine_options=candidate.engine_options,
     )
 
 

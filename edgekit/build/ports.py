@@ -5,7 +5,7 @@ The writer lives in `edgekit.package`, which may import the builder and not the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ class BundleHead:
     engine: str
     engine_versions: str
     labels: dict[str, Any] = field(default_factory=dict)
+    engine_options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

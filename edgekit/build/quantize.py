@@ -50,7 +50,7 @@ class Quantization:
             UnavailableError: a quantizer hangs.
         """
         todo: dict[Candidate, Step] = {}
-        for candidate in dict.fromkeys(candidates):
+        for candidate in dict.fromkeys(each.file for each in candidates):
             if candidate in self._made:
                 continue
             if candidate.unquantized:
@@ -67,10 +67,11 @@ class Quantization:
                 self._made[candidate] = _result(known)
         if todo:
             self._run_batches(todo)
-        return {candidate: self._made[candidate] for candidate in candidates}
+        return {candidate: self._made[candidate.file] for candidate in candidates}
 
     def find(self, candidate: Candidate) -> Artifact | str | None:
         """What `make` would only look up; None when there is work to do."""
+        candidate = candidate.file
         if candidate in self._made or candidate.unquantized:
             return self.make([candidate])[candidate]
         if candidate.needs_ranges and self._calibrated is None:

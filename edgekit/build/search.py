@@ -3,9 +3,10 @@
 The next candidates follow from what is known, and what is known is in the step cache; a search that
 was stopped therefore goes on where it was. In order:
 
-1. other quantizers than ONNX Runtime's, which take seconds to calibrate;
-2. other calibration rules, when static quantization costs too much quality;
-3. the cheapest candidate that is over budget and cheaper than the best within it is repaired:
+1. the best candidates once more, laid out for the processor when they are loaded;
+2. other quantizers than ONNX Runtime's, which take seconds to calibrate;
+3. other calibration rules, when static quantization costs too much quality;
+4. the cheapest candidate that is over budget and cheaper than the best within it is repaired:
    each of its layers is quantized alone and judged by the *task metric* (ranking layers by the
    error of their outputs alone was measured to make things worse), then the layers that hurt most
    go back to float, as few as bring the expected bound within budget.
@@ -20,10 +21,20 @@ from dataclasses import dataclass
 import msgspec
 
 from edgekit.build import select
-from edgekit.build.candidates import Calibration, Candidate, Ops, Scheme, Structure
+from edgekit.build.candidates import (
+    CONVOLUTIONS,
+    Calibration,
+    Candidate,
+    Engine,
+    Ops,
+    Scheme,
+    Structure,
+    with_layout,
+)
 from edgekit.build.select import Figures
 
 _NAMES_SHOWN = 3  # a name lists the layers that are left in float up to this many
+_LAYOUTS_MAX = 2  # beside the original: what is slower as it is seldom becomes the fastest
 _REPAIRS_MAX = 2  # bases to repair: a third was never cheaper than what the first two led to
 
 
@@ -56,9 +67,9 @@ def next_candidates(
         structure: of the graph.
         others: candidates that are no part of the first round, and are always tried.
     """
-    left = tuple(each for each in others if not known.tried(each))
-    if left:
-        return left
+    for stage in (_layouts(known, structure), others):
+        if left := tuple(each for each in stage if not known.tried(each)):
+            return left
     rules = [each for each in _calibrations(known) if not known.tried(each)]
     if rules:
         return tuple(rules)
@@ -71,10 +82,28 @@ def next_candidates(
     return ()
 
 
+def _layouts(known: Known, structure: Structure) -> Iterable[Candidate]:
+    """The original and the best few, where there are convolutions and the clock can tell."""
+    if not known.timed or not CONVOLUTIONS & set(structure.ops):
+        return
+    fitting = [
+        figures
+        for figures in known.figures.values()
+        if figures.candidate.engine is Engine.ONNXRUNTIME
+        and not (figures.candidate.layout or figures.candidate.only)
+        and select.admissible(figures, known.drop_max)
+    ]
+    fitting.sort(key=lambda figures: select.cost(figures, timed=True))
+    best = [f.candidate for f in fitting if not f.candidate.unquantized][:_LAYOUTS_MAX]
+    for candidate in [*(f.candidate for f in fitting if f.candidate.unquantized), *best]:
+        yield with_layout(candidate)
+
+
 def _calibrations(known: Known) -> Iterable[Candidate]:
     """Entropy and percentile for static candidates that would be the best within the budget."""
     for candidate in sorted(_promising(known), key=lambda each: each.name):
         plain = candidate.calibration is Calibration.MINMAX and not candidate.floats
+        plain = plain and not candidate.layout
         if candidate.needs_ranges and plain:
             for rule in (Calibration.ENTROPY, Calibration.PERCENTILE):
                 name = f"{candidate.name}-{rule.value}"
@@ -106,7 +135,9 @@ def _bases(known: Known) -> list[Candidate]:
     found = [
         candidate
         for candidate in _promising(known)
-        if candidate.scheme in repairable and candidate.ops is Ops.WEIGHTS and not candidate.floats
+        if candidate.scheme in repairable
+        and candidate.ops is Ops.WEIGHTS
+        and not (candidate.floats or candidate.layout)
     ]
     return found[:_REPAIRS_MAX]
 

@@ -101,7 +101,7 @@ class VariantBuilder:
         if len(close) > 1:
             self.tick(f"{state.target.name}: timing {len(close)} candidates in turns")
             subjects = [
-                subject_of(state.target, shipping[each.candidate].artifact, each.candidate.engine)
+                subject_of(state.target, shipping[each.candidate].artifact, each.candidate)
                 for each in close
             ]
             try:
@@ -170,23 +170,24 @@ class VariantBuilder:
         if not isinstance(made, Artifact):
             return made is not None
         timed = None if candidate.only else state.timed
-        subject = subject_of(state.target, made, candidate.engine)
+        subject = subject_of(state.target, made, candidate)
         return self.measurer.knows(subject, self.study.tuning, timed=timed)
 
     def _measure(self, state: _Round, candidates: Sequence[Candidate]) -> None:
         """Run what was made of ``candidates`` over the tuning data."""
         state.seen.update(dict.fromkeys(candidates))
         made = self.quantization.make(candidates)
-        owners = {trial.artifact.digest: c.name for c, trial in state.trials.items()}
+        owners = {(t.artifact.digest, c.layout): c.name for c, t in state.trials.items()}
         todo: dict[Candidate, Artifact] = {}
         for candidate in candidates:
             artifact = made[candidate]
+            key = ("" if isinstance(artifact, str) else artifact.digest, candidate.layout)
             if isinstance(artifact, str):
                 state.dropped[candidate] = artifact
-            elif artifact.digest in owners and not candidate.only:
-                state.dropped[candidate] = f"the same file as {owners[artifact.digest]}"
+            elif key in owners and not candidate.only:
+                state.dropped[candidate] = f"the same file as {owners[key]}"
             else:
-                owners[artifact.digest] = candidate.name
+                owners[key] = candidate.name
                 todo[candidate] = artifact
 
         def run(candidate: Candidate) -> Trial | str:
@@ -206,7 +207,7 @@ class VariantBuilder:
 
     def _trial(self, state: _Round, candidate: Candidate, artifact: Artifact) -> Trial:
         timed = None if candidate.only else state.timed
-        subject = subject_of(state.target, artifact, candidate.engine)
+        subject = subject_of(state.target, artifact, candidate)
         run = self.measurer.measure(subject, self.study.tuning, timed=timed)
         found = compare(
             at_look(self.study.contract, 0),

@@ -78,6 +78,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     engine_versions: str  # PEP 440 specifier the engine on the device must satisfy
     files: tuple[BundleFile, ...]
     labels: dict[str, Any] = {}
+    engine_options: dict[str, str] = {}  # how the engine ran it when it was measured
 
     def file(self, role: Role) -> BundleFile | None:
         """The file with ``role``, or None."""

@@ -97,6 +97,7 @@ class OciBundleWriter:
                     engine=head.engine,
                     engine_versions=head.engine_versions,
                     labels=head.labels,
+                    engine_options=dict(head.engine_options),
                     files=tuple(entries),
                 )
             )

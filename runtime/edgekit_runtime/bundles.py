@@ -9,11 +9,8 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from packaging.version import InvalidVersion, Version
 
 from edgekit.contracts import bundle, codec, contract, digest, reference
 from edgekit.contracts.bundle import BundleFile, BundleManifest, Role
@@ -99,6 +96,9 @@ def check_engine(manifest: BundleManifest, engine: str, version: str) -> None:
     Raises:
         UnsuitableError: another engine, or a version outside the range the bundle was built for.
     """
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet  # noqa: PLC0415 - slow
+    from packaging.version import InvalidVersion, Version  # noqa: PLC0415 - slow
+
     name = f"bundle {manifest.model} {manifest.version}"
     try:
         fits = manifest.engine == engine and Version(version) in SpecifierSet(
@@ -120,6 +120,8 @@ def load_npz(source: Path | bytes, what: str) -> dict[str, Array]:
     Raises:
         BadInputError: missing, not an npz, or it holds Python objects.
     """
+    from zipfile import BadZipFile  # noqa: PLC0415 - numpy imports it only now, too
+
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         with (

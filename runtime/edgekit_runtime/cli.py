@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +13,6 @@ from edgekit.contracts.errors import GateFailedError, UnavailableError
 from edgekit.contracts.verdict import Outcome
 from edgekit_runtime import config as configuration
 from edgekit_runtime import console
-from edgekit_runtime.supervisor.rules import EXIT_SWITCH
 
 app = typer.Typer(
     name="edgekit-agent",
@@ -49,34 +46,9 @@ def _root(
 @app.command()
 def run(config: ConfigOption) -> None:
     """Serve inference and follow the desired state until SIGTERM."""
-    from edgekit_runtime import server, wiring  # noqa: PLC0415 - only this command needs them
-    from edgekit_runtime.disk import PosixDisk  # noqa: PLC0415
-    from edgekit_runtime.lock import StateLock  # noqa: PLC0415
-    from edgekit_runtime.ringlog import RingLog  # noqa: PLC0415
+    from edgekit_runtime import running  # noqa: PLC0415 - only this command needs it
 
-    loaded = configuration.load(config, os.environ)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format=f"%(asctime)s %(levelname).1s {loaded.device.id} %(name)s: %(message)s",
-    )
-    wiring.detect_profile(loaded)  # a wrong configuration fails before anything is touched
-    state = loaded.device.state_dir
-    wiring.prepare_state(state)
-    lock = StateLock(state)
-    if loaded.log.bytes_max:
-        logging.getLogger().addHandler(RingLog(PosixDisk(), state, loaded.log.bytes_max))
-    sockets = server.bind(loaded)
-    try:
-        built = wiring.build(loaded)
-        server.serve(built, sockets)
-    finally:
-        loaded.socket_path.unlink(missing_ok=True)
-        lock.release()
-    if built.agent.failure is not None:
-        raise built.agent.failure
-    if built.agent.switching:
-        raise typer.Exit(EXIT_SWITCH)
+    raise typer.Exit(running.run(config))
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import time
 
 from edgekit.contracts.messages import ClockQuality
@@ -15,8 +14,7 @@ class SystemClock:
     """`edgekit_runtime.ports.Clock` over the operating system."""
 
     def __init__(self) -> None:
-        name = ctypes.util.find_library("c")
-        self._libc = ctypes.CDLL(name) if name else None
+        self._libc = ctypes.CDLL(None)  # what this process has loaded already
 
     def wall(self) -> float:
         """See `Clock.wall`."""

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
-from typing import Any
-
-import typer
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from edgekit.contracts import codec
 from edgekit.contracts.errors import BugError, EdgekitError, ResourceError, UsageError
 
-# Typer carries its own copy of click from 0.29 on and used the installed one before; a device has
-# that only by chance. The base class of usage errors is found through a class Typer exports.
-_ClickError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+if TYPE_CHECKING:
+    import typer
 
 _HINT_BUG = "this is a bug in edgekit; run again with EDGEKIT_TRACEBACK=1 and report the output"
 
@@ -43,35 +40,51 @@ def fail(error: EdgekitError) -> int:
 
 def run(app: typer.Typer) -> None:
     """Run ``app`` and leave with its exit code; a user's mistake never shows a traceback."""
-    raise SystemExit(_run(app))
+    raise SystemExit(guarded(lambda: _typed(app)))
 
 
-def _run(app: typer.Typer) -> int:
+def guarded(work: Callable[[], int]) -> int:
+    """The exit code of ``work``; whatever it raises becomes one line and a code."""
     try:
-        code = app(standalone_mode=False)
+        code = work()
         sys.stdout.flush()
-        if isinstance(code, int):  # of a `typer.Exit`: click returns it instead of raising it
-            return code
-    except typer.Exit as exc:
-        return exc.exit_code
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
     except BrokenPipeError:
         # Point stdout elsewhere, or its flush at exit fails once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as exc:  # noqa: BLE001 - the last resort: every failure becomes one line
         if os.environ.get("EDGEKIT_TRACEBACK"):
+            import traceback  # noqa: PLC0415 - not needed otherwise
+
             traceback.print_exc()
         return fail(_translate(exc))
-    return 0
+    return code
+
+
+def _typed(app: typer.Typer) -> int:
+    import typer  # noqa: PLC0415 - the agent that serves does without
+
+    # Typer carries its own copy of click from 0.29 on and used the installed one before; a device
+    # has that only by chance. The base class of usage errors is found through one Typer exports.
+    bases = typer.BadParameter.__mro__
+    click_error: type[Exception] = next(k for k in bases if k.__name__ == "ClickException")
+    try:
+        code = app(standalone_mode=False)
+    except typer.Exit as exc:
+        return exc.exit_code
+    except typer.Abort as exc:
+        raise KeyboardInterrupt from exc
+    except click_error as exc:
+        raise UsageError(_usage(exc), hint="see --help") from exc
+    return code if isinstance(code, int) else 0  # click returns the code of a `typer.Exit`
 
 
 def _translate(exc: Exception) -> EdgekitError:
     if isinstance(exc, EdgekitError):
         return exc
-    if isinstance(exc, _ClickError):
-        return UsageError(_usage(exc), hint="see --help")
     if isinstance(exc, MemoryError):
         return ResourceError("out of memory", hint="use a smaller model or data set")
     return BugError(f"unexpected {type(exc).__name__}: {exc}", hint=_HINT_BUG)

@@ -18,13 +18,12 @@ from edgekit_runtime.counting import Counting
 from edgekit_runtime.errors import RuntimeUnfitError
 from edgekit_runtime.machine import Event, next_state
 from edgekit_runtime.ports import Clock, Disk, Fetcher, Host, Images
-from edgekit_runtime.record import DeploymentRecord, ModelRecord
+from edgekit_runtime.record import NAME, DeploymentRecord, ModelRecord
 from edgekit_runtime.serving import Serving
 from edgekit_runtime.steps import Observe
 from edgekit_runtime.store import BlobStore
 from edgekit_runtime.twocopy import TwoCopy
 
-NAME = "record"
 # As the last proven runtime left it: a newer one, rolled back, may have written what this one
 # cannot read.
 BEFORE = "record.before"

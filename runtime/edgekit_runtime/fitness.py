@@ -19,6 +19,13 @@ def open_fit(blobs: LayoutReader, model: str, ref: SlotRef) -> Bundle:
         BadInputError: a blob is missing or altered, a document malformed.
         UnsuitableError: another model, target, engine or engine version.
     """
+    bundle = _open_promised(blobs, model, ref)
+    engine = bundle.manifest.engine
+    bundles.check_engine(bundle.manifest, engine, engines.versions().get(engine, "0"))
+    return bundle
+
+
+def _open_promised(blobs: LayoutReader, model: str, ref: SlotRef) -> Bundle:
     bundle = bundles.open_bundle(blobs, ref.digest)
     manifest = bundle.manifest
     if manifest.model != model or manifest.target != ref.target:
@@ -26,14 +33,12 @@ def open_fit(blobs: LayoutReader, model: str, ref: SlotRef) -> Bundle:
             f"bundle {digests.short(ref.digest)} is {manifest.model} for {manifest.target}, "
             f"not {model} for {ref.target}"
         )
-    installed = engines.versions().get(manifest.engine, "0")
-    bundles.check_engine(manifest, manifest.engine, installed)
     return bundle
 
 
 def load(blobs: LayoutReader, model: str, ref: SlotRef, threads: int) -> Predictor:
     """A predictor of a bundle that passed before. Raises like `open_fit`."""
-    return predictor.load(open_fit(blobs, model, ref), threads=threads)
+    return predictor.load(_open_promised(blobs, model, ref), threads=threads)
 
 
 def load_tested(blobs: LayoutReader, model: str, ref: SlotRef, threads: int) -> Predictor:

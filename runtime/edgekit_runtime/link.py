@@ -10,10 +10,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable
-from typing import Any
-
-import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from typing import TYPE_CHECKING, Any
 
 from edgekit.contracts import codec, topics
 from edgekit.contracts.backoff import Backoff
@@ -21,8 +18,12 @@ from edgekit.contracts.messages import Presence
 from edgekit.contracts.topics import Address
 from edgekit_runtime.ports import Clock
 
+if TYPE_CHECKING:
+    import paho.mqtt.client as mqtt
+
 KEEPALIVE_S = 30
 CONNECT_S_MAX = 10.0
+_SUCCESS = 0  # paho's MQTT_ERR_SUCCESS
 STABLE_S = 10.0  # a connection that lived this long resets the back-off
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class MqttLink:
         except (ValueError, RuntimeError, OSError) as exc:
             log.warning("publish to %s: %s", leaf, exc)
             return False
-        return info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS
+        return int(info.rc) == _SUCCESS
 
     def stop(self) -> None:
         """See `Link.stop`."""
@@ -105,6 +106,10 @@ class MqttLink:
             self._stopping.wait(self._backoff.next_delay_s())
 
     def _make(self) -> mqtt.Client:
+        # Imported on this thread: the device answers while its link is still to come.
+        import paho.mqtt.client as mqtt  # noqa: PLC0415
+        from paho.mqtt.enums import CallbackAPIVersion  # noqa: PLC0415
+
         client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._address.client_id,

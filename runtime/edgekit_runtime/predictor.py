@@ -178,7 +178,7 @@ def load(bundle: Bundle, *, threads: int = 1, engine: Engine | None = None) -> P
         BadInputError: the model cannot be loaded or does not have the contract's tensors.
     """
     offered = engine is None and bundle.manifest.labels.get(ladder.LABEL)
-    engine = engine or engines.create(bundle.manifest.engine)
+    engine = engine or engines.create(bundle.manifest.engine, bundle.manifest.engine_options)
     bundles.check_engine(bundle.manifest, engine.name, engine.version)
 
     def plain() -> LoadedModel:

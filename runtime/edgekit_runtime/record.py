@@ -9,6 +9,7 @@ import msgspec
 from edgekit.contracts.messages import DeviceConfig, Failure, ModelReport, Policy, SlotRef
 from edgekit.contracts.states import DeviceState, SlotState
 
+NAME = "record"  # of its file in the state folder
 SLOT_NAMES = ("a", "b")
 
 

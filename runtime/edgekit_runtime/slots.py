@@ -14,8 +14,8 @@ from edgekit.contracts.oci import LayoutReader
 from edgekit.contracts.states import SlotState
 from edgekit_runtime import runtime_record
 from edgekit_runtime.config import AgentConfig
-from edgekit_runtime.deployment import NAME as RECORD
 from edgekit_runtime.disk import PosixDisk
+from edgekit_runtime.record import NAME as RECORD
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
 from edgekit_runtime.runtime_record import RuntimeRecord
 from edgekit_runtime.twocopy import TwoCopy

@@ -72,7 +72,8 @@ def files(root):
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
 
-def test_a_device_installs_itself_and_joins(tmp_path, site, runtimes):
+def test_a_device_installs_itself_and_joins(tmp_path_factory, site, runtimes):
+    tmp_path = tmp_path_factory.mktemp("d")  # short: the path of a socket has a limit
     manager, _ = site
     made = token(manager, "--device", "dev-1", "--note", "bench")
     words = ["--token", made["token"], "--device", "dev-1", "--label", "site=north"]

@@ -169,3 +169,15 @@ def test_nothing_to_start_wrong_use_and_a_second_one(state, supervise):
     supervisor = supervise()
     supervisor.wait(supervisor.ran, "runs")
     assert run(state, "run") == 5
+
+
+def test_a_state_folder_too_deep_for_a_socket_is_said(tmp_path):
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", runtimes.PROGRAM, deep, "run"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "hint: use a state folder with a shorter path" in done.stderr
+    assert list(deep.iterdir()) == []

@@ -7,7 +7,7 @@ rename, complete and durable, or not at all.
 
 ::
 
-    runtimes/<hex>/site/            the wheels, unpacked
+    runtimes/<hex>/site/            the wheels, unpacked, with byte code for this Python
     runtimes/<hex>/agent.py         starts the agent from ``site``
     runtimes/<hex>/runtime.json     what it is
     runtimes/<hex>/contents.sha256  every file, as ``sha256sum -c`` reads it
@@ -22,6 +22,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -39,9 +41,11 @@ _AGENT = '''\
 """Starts the agent of this runtime: nothing of another installation is looked at."""
 import os, pathlib, runpy, sys
 
+sys.dont_write_bytecode = True  # what lies here is what was installed
 here = pathlib.Path(__file__).resolve().parent
 site = str(here / "site")
 os.environ["PYTHONPATH"] = site  # of the workers it starts
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 os.environ["EDGEKIT_RUNTIME"] = "sha256:" + here.name
 sys.path[0] = site
 sys.argv[0] = "edgekit-agent"
@@ -122,6 +126,7 @@ def install(
         layers = {layer["digest"]: int(layer["size"]) for layer in manifest["layers"]}
         described = document(work / "runtime.json", "runtime")
         _unpack(read, described, layers, work, said)
+        _compile(work / "site", str(described["python"]))
         (work / "manifest").unlink()
         (work / "agent.py").write_text(_AGENT)
         _seal(work)
@@ -182,8 +187,22 @@ def _extract(
     target.chmod(0o755 if ".so" in target.name else 0o644)
 
 
+def _compile(site: Path, python: str) -> None:
+    """Byte code for every module, when this is the Python it is for.
+
+    The agent's user must not write here, and its starts would take twice as long. The source never
+    changes, so nothing has to be compared at a start.
+    """
+    if python != f"{sys.version_info[0]}.{sys.version_info[1]}":
+        return
+    # A process of its own: an agent that updates itself goes on serving. What cannot be compiled
+    # (templates of another Python) is left as it is and makes the exit code 1.
+    command = [sys.executable, "-I", "-m", "compileall", "-qq", "-s", str(site)]
+    subprocess.run([*command, "--invalidation-mode", "unchecked-hash", str(site)], check=False)
+
+
 def _files(folder: Path) -> list[Path]:
-    found = [path for path in folder.rglob("*") if path.is_file() and path.name[-4:] != ".pyc"]
+    found = [path for path in folder.rglob("*") if path.is_file()]
     return sorted(path for path in found if path.name != "contents.sha256")
 
 

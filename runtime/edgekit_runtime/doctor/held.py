@@ -10,8 +10,8 @@ from edgekit.contracts.messages import DeviceEvent, SlotRef, SpoolReport
 from edgekit.contracts.oci import LayoutReader
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.config import AgentConfig
-from edgekit_runtime.deployment import NAME as RECORD
 from edgekit_runtime.disk import PosixDisk
+from edgekit_runtime.record import NAME as RECORD
 from edgekit_runtime.record import DeploymentRecord
 from edgekit_runtime.spool import Spool
 from edgekit_runtime.twocopy import TwoCopy

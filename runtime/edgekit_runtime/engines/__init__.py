@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from importlib import metadata
+from collections.abc import Mapping
 from pathlib import Path
 
 from edgekit_runtime.engines.ladder import Rung
@@ -27,22 +27,34 @@ _HINTS = {
     "openvino": "install it, e.g. pip install 'edgekit-ml[openvino]'",
     "tensorrt": "it comes with JetPack: apt-get install nvidia-jetpack",
 }
+_OPTIONS = {("onnxruntime", "graph_optimization"): ("extended", "all")}
 ENGINES = tuple(_DISTRIBUTIONS)
 
 
-def create(name: str) -> Engine:
+def create(name: str, options: Mapping[str, str] | None = None) -> Engine:
     """The engine called ``name``; its library is imported only now.
 
+    Args:
+        name: as bundles call it.
+        options: how it is to run models, beside its defaults (`BundleManifest.engine_options`).
+
     Raises:
-        UnsuitableError: this agent has no such engine, or its library does not load.
+        UnsuitableError: this agent has no such engine, its library does not load, or an option is
+            not known to it.
     """
     if name not in _DISTRIBUTIONS:
         raise UnsuitableError(
             f"engine {name!r} is not known to this agent",
             hint="build the bundle for one of: " + ", ".join(ENGINES),
         )
+    for key, value in (options or {}).items():
+        if value not in _OPTIONS.get((name, key), ()):
+            raise UnsuitableError(
+                f"engine {name}: option {key}={value[:40]!r} is not known to this agent",
+                hint="update the agent's runtime, or build the bundle with this edgekit",
+            )
     try:
-        return _create(name)
+        return _create(name, options or {})
     except ImportError as exc:
         raise UnsuitableError(
             f"engine {name}: its library cannot be loaded: {exc}",
@@ -50,7 +62,7 @@ def create(name: str) -> Engine:
         ) from exc
 
 
-def _create(name: str) -> Engine:
+def _create(name: str, options: Mapping[str, str]) -> Engine:
     # Imported here, because each is heavy and most devices have one of them.
     if name == "openvino":
         from edgekit_runtime.engines.openvino_engine import OpenVinoEngine  # noqa: PLC0415
@@ -62,7 +74,7 @@ def _create(name: str) -> Engine:
         return TensorRtEngine(_cache(name))
     from edgekit_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine  # noqa: PLC0415
 
-    return OnnxRuntimeEngine()
+    return OnnxRuntimeEngine(level=options.get("graph_optimization", "extended"))
 
 
 def _cache(name: str) -> Path | None:
@@ -96,6 +108,8 @@ def accelerated(name: str, model: Path, *, threads: int) -> list[Rung]:
 
 def versions() -> dict[str, str]:
     """Installed engines and their versions; no library is loaded."""
+    from importlib import metadata  # noqa: PLC0415 - slow to import, a worker does without
+
     found: dict[str, str] = {}
     for name, candidates in _DISTRIBUTIONS.items():
         for distribution in candidates:

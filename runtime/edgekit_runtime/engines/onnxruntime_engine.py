@@ -14,6 +14,10 @@ from edgekit_runtime.errors import EngineError, UnsuitableError
 from edgekit_runtime.ports import Array, LoadedModel
 
 _CPU = "CPUExecutionProvider"
+_LEVELS = {
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
 _LOG_FATAL = 4  # errors reach the caller as exceptions; the engine's own log would say them twice
 
 
@@ -22,10 +26,16 @@ class OnnxRuntimeEngine:
 
     name = "onnxruntime"
 
-    def __init__(self, provider: str = _CPU) -> None:
+    def __init__(self, provider: str = _CPU, *, level: str = "extended") -> None:
+        """On ``provider``; ``level`` of graph optimization: ``extended`` or ``all``.
+
+        Level "all" adds layout changes that depend on the machine, so that outputs are a little
+        off those of another: bundles that were measured with it ask for it.
+        """
         if provider not in ort.get_available_providers():
             raise UnsuitableError(f"onnxruntime {ort.__version__} has no {provider}")
         self._provider = provider
+        self._level = _LEVELS[level]
         self.version: str = ort.__version__
         ort.disable_telemetry_events()
         ort.set_default_logger_severity(_LOG_FATAL)
@@ -42,9 +52,7 @@ class OnnxRuntimeEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # Level "all" adds layout changes that depend on the machine: outputs would no longer be
-        # those that the build recorded for its golden set.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.graph_optimization_level = self._level
         options.log_severity_level = _LOG_FATAL
         # Spinning threads burn a small device's only cores between two inferences.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -8,7 +8,9 @@ if not __package__:  # run as a file, under -I -S: nothing of the machine's Pyth
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from edgekit_runtime.supervisor.book import Book
-from edgekit_runtime.supervisor.loop import Supervisor
+from edgekit_runtime.supervisor.loop import SOCKET, Supervisor
+
+SOCKET_PATH_BYTES_MAX = 107  # sun_path without its final zero (unix(7))
 
 
 def main(arguments: list[str]) -> int:
@@ -20,6 +22,13 @@ def main(arguments: list[str]) -> int:
         )
         return 2
     state = os.path.abspath(arguments[0])
+    length = len(os.fsencode(os.path.join(state, SOCKET)))
+    if length > SOCKET_PATH_BYTES_MAX:
+        sys.stderr.write(
+            f"error: {state}: too long, a socket path there has {length} bytes and the system "
+            f"allows {SOCKET_PATH_BYTES_MAX}\nhint: use a state folder with a shorter path\n"
+        )
+        return 2
     try:
         handle = os.open(os.path.join(state, "supervisor.lock"), os.O_RDWR | os.O_CREAT, 0o600)
         os.set_inheritable(handle, False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import zipfile
 
 import pytest
@@ -24,12 +25,12 @@ def wheel(**members: bytes) -> bytes:
 class Source:
     """Blobs by digest, as a registry has them."""
 
-    def __init__(self, *wheels: bytes, **changes: object) -> None:
+    def __init__(self, *wheels: bytes, python: str = "", **changes: object) -> None:
         self.blobs: dict[str, bytes] = {}
         files = [{"path": f"a-{i}-py3-none-any.whl", **self.put(w)} for i, w in enumerate(wheels)]
         for file in files:
             file["sha256"] = file.pop("digest")
-        config = self.put(json.dumps({"files": files}).encode())
+        config = self.put(json.dumps({"files": files, "python": python}).encode())
         config["mediaType"] = bootstrap.CONFIG_MEDIA_TYPE
         layers = [{"digest": f["sha256"], "size": f["size"]} for f in files]
         manifest = {"config": config, "layers": layers} | changes
@@ -79,6 +80,17 @@ def test_a_runtime_is_laid_out_once_and_verified_ever_after(tmp_path):
         source.install(tmp_path)
     (folder / "contents.sha256").unlink()
     with pytest.raises(BootstrapError, match="no runtime"):
+        bootstrap.verify(folder)
+
+
+def test_byte_code_for_this_python_is_laid_out_and_verified_like_the_rest(tmp_path):
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    members = {**GOOD, "lib/template.py": b"print 'of another Python'"}
+    folder = Source(wheel(**members), python=here).install(tmp_path)
+    (code,) = folder.glob("site/edgekit/__pycache__/__init__.*.pyc")
+    assert bootstrap.verify(folder) == 5 + 3
+    code.write_bytes(code.read_bytes() + b"?")
+    with pytest.raises(BootstrapError, match="altered"):
         bootstrap.verify(folder)
 
 
