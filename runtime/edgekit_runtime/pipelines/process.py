@@ -149,11 +149,12 @@ def _serve(order: Order, heard: Heard) -> int:
     box: list[Process] = []
 
     def listen() -> None:
-        while line := heard():
-            if line == STOP:
-                stop.set()
-                if box:
-                    box[0].stop()
+        with contextlib.suppress(OSError):  # a reset: it is gone, too
+            while line := heard():
+                if line == STOP:
+                    stop.set()
+                    if box:
+                        box[0].stop()
         os._exit(0)  # the agent is gone
 
     threading.Thread(target=listen, name="agent", daemon=True).start()
