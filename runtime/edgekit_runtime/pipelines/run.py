@@ -123,7 +123,7 @@ class Runner:
                 arrays = arrays or self._arrays(item, contract)
                 if arrays is None:
                     return None
-                answer = self._endpoint.infer(item.id, arrays)
+                answer = self._endpoint.infer(item.id, arrays, item.at)
             except AwayError as exc:
                 if not self._wait(item, exc, backoff):
                     return None

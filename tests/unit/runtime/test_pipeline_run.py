@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from agentkit import layouts
 from agentkit.disks import FaultyDisk
@@ -20,6 +21,7 @@ from agentkit.pipelines import Webhook, lines
 from agentkit.world import free_port, wait_for
 
 from edgekit.contracts.errors import BadInputError, ResourceError, UnavailableError
+from edgekit_runtime import http1, oip
 from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.pipelines import counts, endpoint
 from edgekit_runtime.pipelines.counts import Counts
@@ -61,7 +63,7 @@ class Script:
             raise found
         return Model(versions=("1",), edgekit_contract=found)
 
-    def infer(self, request_id, arrays):
+    def infer(self, request_id, arrays, _taken_at):
         self.asked.append((request_id, arrays["x"].shape))
         if self.answers:
             found = self.answers.pop(0)
@@ -206,6 +208,35 @@ def test_where_nothing_may_be_dropped_the_source_is_told_after_the_sinks(tmp_pat
     assert rig.fates == []
     rig.sink.lines[0].done()
     assert rig.ended(1).inferred == 1
+
+
+def test_a_request_carries_its_id_its_age_and_its_values(tmp_path):
+    path, heard = str(tmp_path / "s"), []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(1)
+
+        def answer():
+            with listener.accept()[0] as sock:
+                heard.append(sock.recv(65536))
+                body = b'{"model_name": "m", "model_version": "1", "outputs": []}'
+                sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        asked = endpoint.Endpoint(path, "meter")
+        row = np.array([[1, 2, 3, 4]], ">f4").astype(np.float32)
+        assert asked.infer("a", {"x": row}, 12.5).model_version == "1"
+        thread.join(30)
+        asked.close()
+    (request,) = heard
+    parser = http1.Parser(10_000, http1.Room(10_000), request)
+    taken = parser.take()
+    found, arrays = oip.parse_infer(taken.body, 10_000, taken.json_length)
+    assert (found.id, found.parameters) == ("a", {"taken_at": 12.5})
+    np.testing.assert_array_equal(arrays["x"], row)
+    with pytest.raises(AwayError):
+        asked.infer("b", {"x": row}, 0.0)
 
 
 # --- sinks ---------------------------------------------------------------------------------------
