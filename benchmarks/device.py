@@ -18,10 +18,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import edgekit_runtime.supervisor
+from edgekit.build import reference
 from edgekit.contracts import bundle, codec, digest, oci
 from edgekit.contracts.bundle import BundleFile, BundleManifest
 from edgekit.contracts.contract import Contract, InputSpec, OutputSpec, QualityBudget, Task
 from edgekit.contracts.messages import SlotRef
+from edgekit.contracts.reference import Reference
 from edgekit.contracts.states import SlotState
 from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
@@ -122,7 +124,23 @@ def contract(shape: tuple[int, ...], classes: int) -> Contract:
     )
 
 
-def add_bundle(state: Path, model: bytes, found: Contract, version: str = "1") -> SlotRef:
+def watched(shape: tuple[int, ...], found: Contract, rows: int = 256) -> Reference:
+    """What the build would have this model's device watch, had it seen such random data."""
+    generator = np.random.default_rng(_SEED)
+    inputs = generator.uniform(-1, 1, (rows, *shape[1:])).astype(np.float32)
+    scores = generator.uniform(0, 1, (rows, int(found.outputs[0].shape[1])))
+    derived = reference.derive(found, {"x": inputs}, {"scores": scores.astype(np.float32)})
+    assert derived is not None
+    return derived
+
+
+def add_bundle(
+    state: Path,
+    model: bytes,
+    found: Contract,
+    version: str = "1",
+    watch: Reference | None = None,
+) -> SlotRef:
     """Store a bundle's blobs in a state folder."""
     folder = state / "blobs" / "sha256"
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,6 +151,8 @@ def add_bundle(state: Path, model: bytes, found: Contract, version: str = "1") -
         return oci.Descriptor(media_type=media, digest=name, size=len(data))
 
     parts = {"model": model, "contract": codec.encode(found)}
+    if watch is not None:
+        parts["reference"] = codec.encode(watch)
     layers = {role: put(data, bundle.FILE_MEDIA_TYPE) for role, data in parts.items()}
     manifest = BundleManifest(
         model=MODEL,

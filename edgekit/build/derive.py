@@ -1,4 +1,4 @@
-"""What a bundle carries besides model and contract: golden set, drift reference, evidence, card.
+"""What a bundle carries besides model, contract and reference: golden set, evidence, card.
 
 All of it is a function of the inputs: no time, no host name, no latency. Latencies differ from run
 to run and would make equal builds unequal; they stand in the build record.
@@ -15,15 +15,11 @@ import numpy as np
 from edgekit.build.candidates import FP32, Candidate
 from edgekit.build.record import CandidateRecord
 from edgekit.build.target import TargetProfile
-from edgekit.contracts.contract import Contract, Task
 from edgekit.contracts.golden import INPUT_PREFIX, OUTPUT_PREFIX, Tolerance
 from edgekit.contracts.verdict import Verdict
 from edgekit.registry import npz
-from edgekit.registry.infer import scored_output
 from edgekit.registry.model import ModelVersion
 from edgekit.registry.npz import Array
-from edgekit.stats.bins import CONFIDENCE_BINS
-from edgekit.stats.metrics import top_class
 
 
 def golden(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> bytes:
@@ -48,25 +44,6 @@ def tolerance(candidate: Candidate, outputs: Mapping[str, Array]) -> Tolerance:
     if candidate == FP32:
         return Tolerance(abs=1e-4 * scale, rel=1e-3, agreement_min=1.0)
     return Tolerance(abs=1e-3 * scale, rel=1e-2, agreement_min=0.97)
-
-
-def reference(contract: Contract, outputs: Mapping[str, Array]) -> dict[str, Any] | None:
-    """Counts of predicted classes and confidences on the evaluation data; None without classes."""
-    spec = scored_output(contract)
-    if spec.task is not Task.CLASSIFICATION:
-        return None
-    scores = outputs[spec.name]
-    scores = scores[np.isfinite(scores).reshape(len(scores), -1).all(axis=1)]
-    classes, confidence = top_class(scores)
-    return {
-        "schema": 1,
-        "n": int(classes.size),
-        "edges_digest": CONFIDENCE_BINS.digest,
-        "probes": {
-            "class": np.bincount(classes.ravel(), minlength=scores.shape[-1]).tolist(),
-            "confidence": CONFIDENCE_BINS.count(confidence).tolist(),
-        },
-    }
 
 
 def timeless(verdict: Verdict) -> Verdict:

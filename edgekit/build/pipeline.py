@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edgekit.build import derive, report, tools
+from edgekit.build import derive, reference, report, tools
 from edgekit.build.cache import Cache
 from edgekit.build.final import Finisher
 from edgekit.build.host import Host, detect
@@ -27,14 +27,14 @@ from edgekit.build.ports import (
 )
 from edgekit.build.quantize import Quantization
 from edgekit.build.record import RECORD_FILE, BuildRecord, VariantRecord
-from edgekit.build.study import prepare
+from edgekit.build.study import Study, prepare
 from edgekit.build.target import TargetProfile
 from edgekit.build.variants import VariantBuilder
 from edgekit.contracts import codec
 from edgekit.contracts.bundle import Role
 from edgekit.contracts.errors import UsageError
 from edgekit.contracts.verdict import Outcome
-from edgekit.registry import dataset, files
+from edgekit.registry import dataset, files, npz
 from edgekit.registry.model import ModelVersion, Split
 from edgekit.registry.ports import Registry
 
@@ -128,7 +128,7 @@ def build(
         variants = []
         for target, result in chosen:
             measured_on = {"quality_measured_on": _measured_on(host, result)}
-            contents = _contents(model, target, result, {**facts, **measured_on})
+            contents = _contents(study, model, target, result, {**facts, **measured_on})
             written = _write(out, writer, _head(model, target, result), contents, result)
             variants.append(_record(model, target, result, written, host))
     record = BuildRecord(
@@ -183,6 +183,7 @@ def _head(model: ModelVersion, target: TargetProfile, result: Chosen) -> BundleH
 
 
 def _contents(
+    study: Study,
     model: ModelVersion,
     target: TargetProfile,
     result: Chosen,
@@ -201,9 +202,10 @@ def _contents(
         BundleContent("evidence.json", Role.EVIDENCE, codec.encode(document)),
         BundleContent("card.md", Role.CARD, card),
     ]
-    reference = derive.reference(model.contract, result.final.outputs)
-    if reference is not None:
-        contents.append(BundleContent("reference.json", Role.REFERENCE, codec.encode(reference)))
+    inputs = npz.open_mapped(study.evaluation)
+    found = reference.derive(model.contract, inputs, result.final.outputs)
+    if found is not None:
+        contents.append(BundleContent("reference.json", Role.REFERENCE, codec.encode(found)))
     return contents
 
 

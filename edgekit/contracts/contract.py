@@ -61,6 +61,8 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True):
     range: tuple[float, float] | None = None  # physically possible values, inclusive
     on_nan: OnViolation = OnViolation.REJECT
     on_range: OnViolation = OnViolation.FLAG
+    age_s_max: float | None = None  # since it was measured; an age nobody tells is too old
+    on_age: OnViolation = OnViolation.FLAG
     preprocess: tuple[PreprocessStep, ...] = ()
 
 
@@ -127,6 +129,13 @@ def _check_input(spec: InputSpec) -> None:
         field,
         "on_nan=clamp needs a range to clamp into",
     )
+    limit = spec.age_s_max
+    _require(
+        limit is None or (math.isfinite(limit) and limit > 0),
+        field,
+        f"age_s_max {limit} is not a positive number of seconds",
+    )
+    _require(spec.on_age is not OnViolation.CLAMP, field, "on_age=clamp: an age cannot be clamped")
     for step in spec.preprocess:
         if isinstance(step, Normalise):
             _require(all(s > 0 for s in step.std), field, "normalise: std must be positive")

@@ -9,8 +9,9 @@ BUNDLE_LABEL = "edgekit.bundle"  # digest of the bundle's OCI manifest
 WORKER_LABEL = "edgekit.worker"
 
 # Spoken between an agent and the worker in an image, which may be of another release: raised with
-# every change of `edgekit_runtime.wire` that one side would misunderstand.
-WORKER_PROTOCOL = "1"
+# every change of `edgekit_runtime.wire`, or of the rings that both map, which one side would
+# misunderstand.
+WORKER_PROTOCOL = "2"
 
 BUNDLE_FOLDER = "/opt/edgekit/bundle"  # a layout of its own
 WORKER_COMMAND = "worker"  # of the image's entry point; its argument is the socket to connect to

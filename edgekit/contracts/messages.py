@@ -17,6 +17,7 @@ from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.states import DeviceState, SlotState
 
 SCHEMA = 1
+LATENCY_MS_MAX = 60_000.0  # above, the histogram has one bucket
 
 
 class DeltaFallback(str, Enum):
@@ -41,6 +42,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     error_rate_max: float = 0.01
     nan_rate_max: float = 0.001
     error_min_n: int = 100
+    latency_p99_ms_max: float | None = None  # on trial; None: not judged
+    latency_ratio_max: float | None = None  # p99 on trial to that of the bundle before it
+    latency_min_n: int = 500  # inferences, while not throttled, before a latency is judged
+    burn_rate_max: float | None = None  # errors and NaN outputs of a confirmed bundle; None: never
+    burn_window_s: float = 300.0  # over which that is looked at
     download_attempts_max: int = 8
     stuck_s_min: float = 10.0  # declared cold start: no inference is called stuck before
     worker_bytes_max: int = 0  # memory of the process that holds the model; 0: no limit
@@ -170,6 +176,20 @@ class PipelineReport(msgspec.Struct, frozen=True, kw_only=True):
     failed: int = 0  # answers that a sink gave up or had no room for
 
 
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """How the device is; None where it does not tell."""
+
+    cpu_busy: float | None = None  # share of all processors since the last report
+    load_1m: float | None = None
+    memory_total_bytes: int | None = None
+    memory_available_bytes: int | None = None
+    disk_free_bytes: int | None = None  # where the state folder lies
+    temperatures_c: dict[str, float] = {}  # by thermal zone
+    throttled: bool | None = None  # the processor is slowed down, for heat or supply
+    throttled_why: str = ""  # who says so, or why nobody knows
+    workers_rss_bytes: dict[str, int] = {}  # resident memory of what holds a model, by model
+
+
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """Resource readings of the agent; None where it could not be read."""
 
@@ -180,6 +200,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     workers_ended: int = 0  # crashed, stuck or over their memory limit, since the agent started
     spool: SpoolReport = SpoolReport()
     pipelines: dict[str, PipelineReport] = {}  # by name; a handful at most
+    resources: Resources = Resources()
 
 
 class Reported(msgspec.Struct, frozen=True, kw_only=True):
@@ -248,6 +269,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True, tag="window"):
     errors: int = 0
     nan: int = 0
     violations: int = 0  # inputs outside the contract
+    violated: dict[str, int] = {}  # of those, by "input rule action": one input may break several
+    outside: dict[str, int] = {}  # elements that broke the contract, by input probe
     latency: tuple[int, ...] = ()  # counts on stats.histogram.LATENCY_EDGES_US
     probes: dict[str, tuple[int, ...]] = {}  # counts per frozen bin, by probe
     sums: dict[str, float] = {}  # exact sums, e.g. of confidence
@@ -302,17 +325,40 @@ def check_policy(policy: Policy) -> Policy:
     Raises:
         BadInputError: names the field. Refused when written, not ignored when read.
     """
-    shares = {"error_rate_max": policy.error_rate_max, "nan_rate_max": policy.nan_rate_max}
+    shares = {
+        "error_rate_max": policy.error_rate_max,
+        "nan_rate_max": policy.nan_rate_max,
+        "burn_rate_max": policy.burn_rate_max,
+    }
     for name, value in shares.items():
-        if not (math.isfinite(value) and 0.0 <= value <= 1.0):
+        if value is not None and not (math.isfinite(value) and 0.0 <= value <= 1.0):
             raise BadInputError(f"policy.{name}: {value} is not a share between 0 and 1")
-    for name in ("confirm_s_min", "unproven_after_s", "stuck_s_min"):
+    for name in ("confirm_s_min", "unproven_after_s", "stuck_s_min", "burn_window_s"):
         value = getattr(policy, name)
         if not (math.isfinite(value) and value >= 0):
             raise BadInputError(f"policy.{name}: {value} is not a duration in seconds")
-    for name in ("confirm_inferences_min", "error_min_n", "trial_tries", "download_attempts_max"):
+    counts = ("confirm_inferences_min", "error_min_n", "trial_tries", "download_attempts_max")
+    for name in (*counts, "latency_min_n"):
         if getattr(policy, name) < 1:
             raise BadInputError(f"policy.{name}: must be at least 1")
+    _check_limits(policy)
     if policy.worker_bytes_max < 0:
         raise BadInputError(f"policy.worker_bytes_max: {policy.worker_bytes_max} is negative")
     return policy
+
+
+def _check_limits(policy: Policy) -> None:
+    """Raises `BadInputError` for limits of latency and burn that cannot be obeyed."""
+    limit_ms, ratio = policy.latency_p99_ms_max, policy.latency_ratio_max
+    if limit_ms is not None and not (math.isfinite(limit_ms) and 0 < limit_ms <= LATENCY_MS_MAX):
+        raise BadInputError(
+            f"policy.latency_p99_ms_max: {limit_ms} is not above 0 and at most {LATENCY_MS_MAX:g}",
+            hint="longer inferences are told from hanging ones by stuck_s_min",
+        )
+    if ratio is not None and not (math.isfinite(ratio) and ratio >= 1.0):
+        raise BadInputError(
+            f"policy.latency_ratio_max: {ratio} is not a number of at least 1",
+            hint="1.5 allows half as much again as the bundle before",
+        )
+    if policy.burn_rate_max is not None and policy.burn_window_s < 1.0:
+        raise BadInputError(f"policy.burn_window_s: {policy.burn_window_s} is below 1 second")

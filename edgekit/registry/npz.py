@@ -8,6 +8,7 @@ address space rather than memory.
 from __future__ import annotations
 
 import io
+import mmap
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,6 +91,17 @@ def open_mapped(path: Path) -> dict[str, Array]:
             raise BadInputError(
                 f"{path}: not a stored data set: {exc}", hint="add the data set again"
             ) from exc
+
+
+def release(arrays: Mapping[str, Array]) -> None:
+    """Give back the pages of arrays from `open_mapped` that were read; they are read again at need.
+
+    Without it a pass over a data set ends with all of it in memory, as far as limits can tell.
+    """
+    for array in arrays.values():
+        if isinstance(array, np.memmap):
+            mapped: mmap.mmap = array._mmap  # type: ignore[attr-defined]  # noqa: SLF001
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _map(path: Path, raw: BinaryIO, info: zipfile.ZipInfo) -> Array:

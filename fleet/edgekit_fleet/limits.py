@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.frames import FrameHeader
@@ -15,6 +15,7 @@ TEXT_CHARS_MAX = 2048
 NAME_CHARS_MAX = 128
 PROBES_MAX = 64
 BINS_MAX = 4096
+RULES_MAX = 128
 
 
 def _number(value: int, what: str) -> None:
@@ -78,11 +79,21 @@ def _check_window(window: Window) -> None:
         raise BadInputError("window: counts contradict each other")
     if len(window.probes) > PROBES_MAX or len(window.sums) > PROBES_MAX:
         raise BadInputError(f"window: more than {PROBES_MAX} probes")
+    for name in ("violated", "outside"):
+        _check_names(getattr(window, name), f"window.{name}")
     for counts in (window.latency, *window.probes.values()):
         _check_bins(counts)
     for name, value in window.sums.items():
         if not math.isfinite(value):
             raise BadInputError(f"window.sums.{name[:40]}: {value} is not finite")
+
+
+def _check_names(counts: Mapping[str, int], what: str) -> None:
+    if len(counts) > RULES_MAX:
+        raise BadInputError(f"{what}: more than {RULES_MAX} names")
+    for name, count in counts.items():
+        _text(name, what)
+        _number(count, f"{what}.{name[:40]}")
 
 
 def _check_bins(counts: Sequence[int]) -> None:

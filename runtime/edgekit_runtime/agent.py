@@ -37,6 +37,7 @@ from edgekit_runtime.deployer import Deployer
 from edgekit_runtime.errors import RuntimeUnfitError
 from edgekit_runtime.golden_watch import GoldenWatch
 from edgekit_runtime.ports import Clock, Link, Verifier
+from edgekit_runtime.readings import Readings
 from edgekit_runtime.self_update import RuntimeUpdater
 from edgekit_runtime.spool import Spool
 from edgekit_runtime.uplink import Uplink
@@ -66,6 +67,7 @@ class Parts:
     uplink: Uplink
     verifier: Verifier
     profile: DeviceProfile
+    readings: Readings
     wake: threading.Event
     pipelines: Keeper | None = None
 
@@ -265,6 +267,7 @@ class Agent:
                 workers_ended=parts.deployer.workers_ended,
                 spool=parts.spool.report(),
                 pipelines=parts.pipelines.reports() if parts.pipelines else {},
+                resources=parts.readings.read(parts.deployer.workers_rss),
             ),
             at=parts.clock.wall(),
             note=self._refused or record.note,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -18,6 +20,16 @@ from edgekit_runtime.replies import check_version, failed, only
 from edgekit_runtime.session import Session
 
 log = logging.getLogger(__name__)
+
+
+def _taken_at(parameters: Mapping[str, Any]) -> float | None:
+    """When the inputs were measured, as the client says. Raises `BadInputError`."""
+    found = parameters.get("taken_at")
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, (int, float)):
+        raise BadInputError("parameter taken_at is not a number", hint="send Unix seconds")
+    return float(found)
 
 
 class Answerer:
@@ -51,7 +63,7 @@ class Answerer:
         length = oip.ALL_JSON if request.json_length is None else request.json_length
         asked, arrays = oip.parse_infer(request.body, self._body_bytes_max, length)
         oip.check_outputs(asked, self._session.predictor.model.output_names)
-        seen = self._session.call(arrays, hash_id(asked.id))
+        seen = self._session.call(arrays, hash_id(asked.id), _taken_at(asked.parameters))
         self.seen = seen.kind, seen.latency_us
         if seen.error is not None:
             if seen.kind is Kind.REJECTED:

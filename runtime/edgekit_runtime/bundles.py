@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit.contracts import bundle, codec, contract, digest
+from edgekit.contracts import bundle, codec, contract, digest, reference
 from edgekit.contracts.bundle import BundleFile, BundleManifest, Role
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import BadInputError, translate_os_errors
 from edgekit.contracts.golden import INPUT_PREFIX, OUTPUT_PREFIX, Tolerance
 from edgekit.contracts.limits import DOCUMENT_BYTES_MAX
 from edgekit.contracts.oci import Descriptor, LayoutReader
+from edgekit.contracts.reference import Reference
+from edgekit.stats import probes
 from edgekit_runtime.errors import UnsuitableError
 from edgekit_runtime.ports import Array
 
@@ -44,6 +46,7 @@ class Bundle:
     model_path: Path
     weights_path: Path | None = None
     golden: GoldenSet | None = field(repr=False, default=None)
+    reference: Reference | None = field(repr=False, default=None)  # by whose bins is counted
 
 
 def read_manifest(blobs: LayoutReader, manifest_digest: str) -> BundleManifest:
@@ -83,6 +86,7 @@ def open_bundle(blobs: LayoutReader, manifest_digest: str) -> Bundle:
         model_path=paths[manifest.required(Role.MODEL).path],
         weights_path=paths[weights.path] if weights else None,
         golden=_golden(manifest, paths, found),
+        reference=_reference(manifest, paths),
     )
 
 
@@ -134,6 +138,21 @@ def load_npz(source: Path | bytes, what: str) -> dict[str, Array]:
 def _verified(blobs: LayoutReader, entry: BundleFile) -> Path:
     media = bundle.FILE_MEDIA_TYPE
     return blobs.verify_blob(Descriptor(media_type=media, digest=entry.sha256, size=entry.size))
+
+
+def _reference(manifest: BundleManifest, paths: Mapping[str, Path]) -> Reference | None:
+    entry = manifest.file(Role.REFERENCE)
+    if entry is None:
+        return None
+    found = reference.validate(codec.read(Reference, paths[entry.path]))
+    if found.edges_digest != probes.digest(found.groups):
+        # Windows of equal digests are added up: a wrong one would mix what must not be mixed.
+        raise BadInputError(
+            f"bundle {manifest.model} {manifest.version}: {entry.path}: edges_digest does not "
+            "belong to its edges",
+            hint="build the bundle again with `edgekit build`",
+        )
+    return found
 
 
 def _golden(

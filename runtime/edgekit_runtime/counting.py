@@ -12,50 +12,14 @@ from pathlib import Path
 from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.frames import Lane
 from edgekit.contracts.messages import Window
-from edgekit_runtime.guard import Flags
 from edgekit_runtime.monitors import windows
-from edgekit_runtime.planner import Trial
 from edgekit_runtime.ports import Clock, Disk
-from edgekit_runtime.region import CAPACITY, Kind, Labels, Region
+from edgekit_runtime.region import CAPACITY, Labels, Region
 from edgekit_runtime.shelf import Shelf
 from edgekit_runtime.spool import Spool
 
 _SUFFIX = ".rgn"
 DRAIN_AT = CAPACITY // 2  # a ring fuller than this is drained before its window is over
-_OUTPUT_NAN = int(Flags.OUTPUT_NAN)
-
-
-class TrialCounter:
-    """Counts what a region recorded on trial; after a restart only what the ring still holds."""
-
-    def __init__(
-        self, region: Region, started: float, *, before_s: float = 0.0, fresh: bool = True
-    ) -> None:
-        self.region = region
-        self._started = started
-        self._before_s = before_s
-        self._position = region.head if fresh else max(0, region.head - CAPACITY)
-        self._n = self._errors = self._nan = 0
-
-    def move(self, region: Region, now: float) -> None:
-        """The same trial goes on under other labels."""
-        self.read(now)
-        self.region, self._position = region, region.head
-
-    def read(self, now: float) -> Trial:
-        """Figures up to now (monotonic seconds)."""
-        head = self.region.settled()
-        first = max(self._position, head - CAPACITY)
-        found = self.region.records(first, head)[self.region.intact(first, head)]
-        self._position = max(self._position, head)
-        kinds, flags = found["kind"], found["flags"]
-        errors = int((kinds == Kind.ERROR).sum())
-        predictions = kinds == Kind.PREDICTION
-        self._errors += errors
-        self._nan += int((predictions & ((flags & _OUTPUT_NAN) != 0)).sum())
-        self._n += int(predictions.sum()) + errors
-        seconds = self._before_s + now - self._started
-        return Trial(n=self._n, errors=self._errors, nan=self._nan, seconds=seconds)
 
 
 class Counting:

@@ -18,11 +18,11 @@ from edgekit.contracts.messages import Desired, ModelReport, SlotRef
 from edgekit.contracts.states import SlotState
 from edgekit.engine.ports import EngineAwayError
 from edgekit_runtime import planner, steps
-from edgekit_runtime.counting import TrialCounter
 from edgekit_runtime.deployment import Deployment, Environment
 from edgekit_runtime.hosted import Hosted
 from edgekit_runtime.jobs import Done, JobRunner
 from edgekit_runtime.machine import Event
+from edgekit_runtime.monitors.figures import Burns, TrialCounter, latency_before
 from edgekit_runtime.planner import Facts
 from edgekit_runtime.ports import Loaded
 from edgekit_runtime.preparation import Preparation, discard
@@ -44,6 +44,7 @@ class Deployer:
         self._clean_start = self.record.clean
         self._hosted = Hosted(env)
         self._trials: dict[str, TrialCounter] = {}
+        self._burns = Burns()
         self._jobs = JobRunner(env.wake)
         self._preparing = Preparation(env, self._kept, self._jobs)
         self._tidy_at = env.clock.monotonic()
@@ -60,6 +61,11 @@ class Deployer:
     def workers_ended(self) -> int:
         """Processes that held a model and ended untold."""
         return self._hosted.ended
+
+    @property
+    def workers_rss(self) -> dict[str, int]:
+        """Resident bytes of the processes that hold a model, by model."""
+        return self._hosted.rss_bytes()
 
     @property
     def record(self) -> DeploymentRecord:
@@ -117,6 +123,7 @@ class Deployer:
             busy=self._jobs.busy,
             waits=self._preparing.waits(),
             trials={name: trial.read(now) for name, trial in self._trials.items()},
+            lately=self._burns.read(now, self.record.models, self.servings),
             ends=self._hosted.ends(),
             clean_start=self._clean_start,
             containers=images is not None,
@@ -238,7 +245,7 @@ class Deployer:
         region = self._serve(step.model, loaded)
         self._trials.pop(step.model, None)
         if not step.proven:
-            self._trials[step.model] = TrialCounter(region, self._env.clock.monotonic())
+            self._begin_trial(step.model, region)
 
     def _load(self, step: steps.Load) -> None:
         model = self._kept.model(step.model)
@@ -281,7 +288,21 @@ class Deployer:
         if trial is not None:
             trial.move(region, now)
         elif not model.confirmed:
-            self._trials[name] = TrialCounter(region, now, before_s=model.trial_s, fresh=False)
+            self._begin_trial(name, region, before_s=model.trial_s, fresh=False)
+
+    def _begin_trial(
+        self, name: str, region: Region, *, before_s: float = 0.0, fresh: bool = True
+    ) -> None:
+        proven = self._kept.model(name).fallback
+        regions = self._env.counting.shelf(name).regions()
+        self._trials[name] = TrialCounter(
+            region,
+            self._env.clock.monotonic(),
+            throttled=self._env.throttled,
+            before=latency_before(regions, proven.digest) if proven is not None else (),
+            before_s=before_s,
+            fresh=fresh,
+        )
 
     def _revert(self, name: str, reason: str) -> None:
         model = self._kept.model(name)

@@ -55,6 +55,7 @@ class Environment:
     emit: Callable[[Record], None]  # audit records go to the spool
     wake: Callable[[], None]
     serving_changed: Callable[[Serving], None]  # what is to serve; called by the control thread
+    throttled: Callable[[], bool | None] = lambda: None  # the processor is; None: nobody tells
     images: Images | None = None  # this device has a container engine
     runtime_on_trial: bool = False  # the supervisor has another one to go back to
 

@@ -21,7 +21,11 @@ from edgekit_runtime.supervision import Ending
 
 
 class GuardError(BadInputError):
-    """An inference input breaks the model's contract."""
+    """An inference input breaks the model's contract; ``tensor`` names it where it is known."""
+
+    def __init__(self, message: str, *, hint: str | None = None, tensor: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.tensor = tensor
 
 
 class UnsuitableError(BadInputError):

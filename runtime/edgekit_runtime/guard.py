@@ -25,11 +25,12 @@ class Flags(IntFlag):
     INPUT_RANGE = 2
     CLAMP = 4  # at least one value has to be (or was) clamped into its range
     OUTPUT_NAN = 8
+    INPUT_AGE = 128  # an input is older than the contract allows, or its age was not told
 
     @property
     def violation(self) -> bool:
         """Whether an input broke the contract."""
-        return bool(self & (Flags.INPUT_NAN | Flags.INPUT_RANGE))
+        return bool(self & (Flags.INPUT_NAN | Flags.INPUT_RANGE | Flags.INPUT_AGE))
 
 
 def names(flags: Flags) -> list[str]:
@@ -72,7 +73,9 @@ def check(contract: Contract, arrays: Mapping[str, Array]) -> Flags:
     for spec in contract.inputs:
         array = arrays.get(spec.name)
         if array is None:
-            raise GuardError(f"input {spec.name!r} is missing{_unknown(contract, arrays)}")
+            raise GuardError(
+                f"input {spec.name!r} is missing{_unknown(contract, arrays)}", tensor=spec.name
+            )
         _check_shape(spec, array, dims)
         found = _check_values(spec, array)
         if found:
@@ -80,6 +83,24 @@ def check(contract: Contract, arrays: Mapping[str, Array]) -> Flags:
     if len(arrays) != len(contract.inputs):
         raise GuardError(_unknown(contract, arrays).lstrip(", "))
     return flags
+
+
+def check_age(contract: Contract, age_s: float | None) -> None:
+    """Return when no input is so old that its policy is ``reject``.
+
+    Raises:
+        GuardError: one is; an age that was not told counts as too old.
+    """
+    for spec in contract.inputs:
+        limit = spec.age_s_max
+        kept = limit is None or (age_s is not None and age_s <= limit)
+        if not kept and spec.on_age is OnViolation.REJECT:
+            told = "of unknown age" if age_s is None else f"{age_s:.3g} s old"
+            raise GuardError(
+                f"input {spec.name!r}: {told}, the contract allows {limit:g} s",
+                hint="say when it was measured: parameter taken_at, Unix seconds",
+                tensor=spec.name,
+            )
 
 
 def _unknown(contract: Contract, arrays: Mapping[str, Array]) -> str:
@@ -108,7 +129,8 @@ def mend(contract: Contract, arrays: Mapping[str, Array]) -> dict[str, Array]:
 def _check_shape(spec: InputSpec, array: Array, dims: dict[str, int]) -> None:
     if array.dtype != np.dtype(spec.dtype):
         raise GuardError(
-            f"input {spec.name!r}: dtype {array.dtype}, the contract wants {spec.dtype}"
+            f"input {spec.name!r}: dtype {array.dtype}, the contract wants {spec.dtype}",
+            tensor=spec.name,
         )
     shape = array.shape
     fits = len(shape) == len(spec.shape) and 0 not in shape
@@ -117,7 +139,10 @@ def _check_shape(spec: InputSpec, array: Array, dims: dict[str, int]) -> None:
         fits = fits and found == expected
     if not fits:
         wanted = ", ".join(str(dim) for dim in spec.shape)
-        raise GuardError(f"input {spec.name!r}: shape {list(shape)}, the contract wants [{wanted}]")
+        raise GuardError(
+            f"input {spec.name!r}: shape {list(shape)}, the contract wants [{wanted}]",
+            tensor=spec.name,
+        )
 
 
 def _check_values(spec: InputSpec, array: Array) -> Flags:

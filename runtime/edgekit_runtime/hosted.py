@@ -9,6 +9,7 @@ from edgekit.contracts import digest as digests
 from edgekit.contracts.errors import EdgekitError
 from edgekit.contracts.messages import DeviceEvent
 from edgekit.engine.ports import EngineAwayError
+from edgekit_runtime import process_facts
 from edgekit_runtime.deployment import Environment
 from edgekit_runtime.errors import WorkerEndedError
 from edgekit_runtime.monitors.windows import labels_for
@@ -18,6 +19,7 @@ from edgekit_runtime.record import ModelRecord
 from edgekit_runtime.region import Region
 from edgekit_runtime.serving import Live, Serving
 from edgekit_runtime.supervision import Crashes, Ending, EndKind
+from edgekit_runtime.worker_model import WorkerModel
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +51,21 @@ class Hosted:
             if serving.live is not None
         }
 
+    def rss_bytes(self) -> dict[str, int]:
+        """Resident bytes by model; without those that this process cannot see."""
+        found = {}
+        for name, serving in self.servings.items():
+            loaded = serving.live.loaded if serving.live is not None else None
+            pid = loaded.pid if isinstance(loaded, WorkerModel) else 0
+            size = process_facts.rss_bytes(pid) if pid else None
+            if size is not None:
+                found[name] = size
+        return found
+
     def serve(self, name: str, model: ModelRecord, loaded: Loaded) -> Region:
         """Serve ``loaded`` as what ``model`` calls active; the region that counts it."""
         assert model.active is not None
-        labels = labels_for(name, model.active, model.slot, loaded.contract)
+        labels = labels_for(name, model.active, model.slot, loaded)
         region = self._env.counting.begin(labels)
         self.serving(name).switch(Live(loaded, region, model.active, model.slot))
         return region
@@ -68,7 +81,7 @@ class Hosted:
             found = True
             serving.stop()
             self._note(name, ending)
-            self._tell(f"{name} {digests.short(live.ref.digest)}: {ending.reason}")
+            self._tell(f"{name} {digests.short(live.ref.digest)}: {ending.story}")
         return found
 
     def could_not_start(self, name: str, error: EdgekitError) -> None:

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgekit.contracts.errors import ResourceError
-from edgekit_runtime.region import CAPACITY, CORRECT, Kind, Region
+from edgekit.contracts.errors import BugError, ResourceError
+from edgekit_runtime.region import CAPACITY, CORRECT, Kind, Region, Sight
+
+_NOTHING = Sight()
 
 
 def hash_id(request_id: str | None) -> int:
@@ -42,11 +44,23 @@ class _Book:
                 int(records["kind"][index]), int(records["request"][index]), first + int(index)
             )
 
-    def append(self, kind: Kind, request: int, **values: float) -> int | None:
-        if self.region.head >= CAPACITY and self.region.head - self.region.tail < CAPACITY:
-            self._forget(self.region.head - CAPACITY)
-        position = self.region.append(kind, request=request, **values)  # type: ignore[arg-type]
-        if position is not None:
+    def append(  # noqa: PLR0917 - the hot path: each keyword costs
+        self,
+        kind: Kind,
+        request: int,
+        time: float,
+        latency_us: float,
+        sight: Sight,
+        flags: int,
+    ) -> int | None:
+        region, head = self.region, self.region.head
+        if head >= CAPACITY and head - region.tail < CAPACITY:
+            self._forget(head - CAPACITY)
+        cls, confidence, broken, bins = sight
+        position = region.append(
+            kind, request, time, latency_us, confidence, cls, flags, broken, bins
+        )
+        if position is not None and request:
             self._note(kind, request, position)
         return position
 
@@ -75,18 +89,31 @@ class Journal:
         with self._lock:
             self._books.append(_Book(region))
 
-    def record(self, region: Region, kind: Kind, request: int, **values: float) -> bool:
+    def record(  # noqa: PLR0917 - the hot path: each keyword costs
+        self,
+        region: Region,
+        kind: Kind,
+        request: int,
+        time: float,
+        latency_us: float = 0.0,
+        sight: Sight = _NOTHING,
+        flags: int = 0,
+    ) -> bool:
         """Commit an inference or a rejection to ``region``; ``request`` is `hash_id` of its id.
 
         Returns:
             False when the request id was counted before (nothing is written then).
         """
         with self._lock:
-            if request and any(request in book.counted for book in self._books):
-                return False
-            book = next(book for book in self._books if book.region is region)
-            book.append(kind, request, **values)
-            return True
+            if request:
+                for book in self._books:
+                    if request in book.counted:
+                        return False
+            for book in self._books:
+                if book.region is region:
+                    book.append(kind, request, time, latency_us, sight, flags)
+                    return True
+            raise BugError("the journal does not know this region")
 
     def feedback(self, request_id: str, label: int, *, time: float) -> bool | None:
         """Join a true label with its prediction.
@@ -108,7 +135,7 @@ class Journal:
                 if request in book.labelled:
                     return right
                 flags = CORRECT if right else 0
-                done = book.append(Kind.FEEDBACK, request, time=time, cls=label, flags=flags)
+                done = book.append(Kind.FEEDBACK, request, time, 0.0, Sight(label), flags)
                 if done is None:
                     raise ResourceError(
                         "the counter ring is full, the label was not taken",

@@ -13,6 +13,7 @@ from enum import Enum, auto
 
 import msgspec
 
+from edgekit.contracts import digest as digests
 from edgekit_runtime.loop import Loop
 from edgekit_runtime.serving import Live, Serving
 from edgekit_runtime.supervision import Ending
@@ -97,6 +98,7 @@ class Lane:
 
     def _grant(self, worker: WorkerModel, live: Live) -> None:
         self.live, worker.region = live, live.region
+        worker.say_as(f"{self.serving.model} {live.slot} {digests.short(live.ref.digest)}")
         descriptors = tuple(region.descriptor for region in self.serving.shelf.lend(live.region))
         grant = Grant(slot=live.slot, version=live.ref.version)
         worker.send(Frame(FrameKind.SERVE, msgspec.json.encode(grant), b"", descriptors))

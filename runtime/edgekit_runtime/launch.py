@@ -16,6 +16,9 @@ class WorkerHandle(Protocol):
     channel: socket.socket
     pid: int  # as this process sees it; 0: it does not
 
+    def say_as(self, tag: str) -> None:
+        """Call it ``tag`` in the log from now on."""
+
     def ending(self) -> Ending | None:
         """How it ended; None while it runs. Never waits."""
 

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edgekit.contracts import digest as digests
-from edgekit.contracts.messages import Deployment, Desired, Policy, SlotRef, VariantRef
+from edgekit.contracts.messages import Deployment, Desired, SlotRef, VariantRef
 from edgekit.contracts.states import SlotState
-from edgekit_runtime import steps
+from edgekit_runtime import steps, verdicts
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
 from edgekit_runtime.steps import Step
 from edgekit_runtime.supervision import CRASH_WINDOW_S, CRASHES_MAX, Ending, EndKind
+from edgekit_runtime.verdicts import Lately, Trial
 
 PREPARING = frozenset(
     {
@@ -27,16 +28,6 @@ PREPARING = frozenset(
         SlotState.SHADOW,
     }
 )
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What has been counted since the active bundle went on trial."""
-
-    n: int = 0
-    errors: int = 0
-    nan: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +49,7 @@ class Facts:
     busy: bool = False  # a slow step is running
     waits: frozenset[str] = frozenset()  # models whose next attempt to prepare is not due
     trials: Mapping[str, Trial] = field(default_factory=dict)
+    lately: Mapping[str, Lately] = field(default_factory=dict)  # of confirmed bundles
     ends: Mapping[str, Ended] = field(default_factory=dict)  # models whose worker ended
     clean_start: bool = False  # the process before this one stopped in order
     containers: bool = False  # this device runs images
@@ -156,7 +148,11 @@ def _advance(name: str, model: ModelRecord, facts: Facts) -> list[Step]:
     if active is not None and facts.loaded.get(name) != active.content:
         return _serve_again(name, model, facts)  # whatever else is to be done
     if active is not None and not model.confirmed:
-        reason = _unfit(model.policy, facts.trials.get(name, Trial()))
+        reason = verdicts.unfit(model.policy, facts.trials.get(name, Trial()))
+        if reason:
+            return [steps.Revert(name, reason)]
+    if active is not None and model.confirmed and model.fallback is not None:
+        reason = verdicts.burns(model.policy, facts.lately.get(name, Lately()))
         if reason:
             return [steps.Revert(name, reason)]
     if model.state in PREPARING and model.candidate is not None:
@@ -223,16 +219,3 @@ def _judge(name: str, model: ModelRecord, trial: Trial) -> list[Step]:
     if not enough and trial.seconds >= policy.unproven_after_s and not model.unproven:
         return [steps.MarkUnproven(name)]
     return []
-
-
-def _unfit(policy: Policy, trial: Trial) -> str:
-    """Why the bundle on trial must go; empty when there is no reason."""
-    if trial.n < policy.error_min_n:
-        return ""
-    for what, count, limit in (
-        ("error", trial.errors, policy.error_rate_max),
-        ("NaN", trial.nan, policy.nan_rate_max),
-    ):
-        if count / trial.n > limit:
-            return f"{what} rate {count / trial.n:.4f} over {trial.n} inferences, allowed {limit:g}"
-    return ""

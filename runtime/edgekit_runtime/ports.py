@@ -17,6 +17,7 @@ import numpy.typing as npt
 from edgekit.contracts.bundle import BundleManifest
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.messages import ClockQuality, Policy, SlotRef
+from edgekit.contracts.reference import Reference
 from edgekit_runtime.supervision import Ending
 
 Array = npt.NDArray[Any]
@@ -66,6 +67,10 @@ class Loaded(Protocol):
     @property
     def contract(self) -> Contract:
         """What it takes and answers."""
+
+    @property
+    def reference(self) -> Reference | None:
+        """Which numbers are watched, and their bins."""
 
     @property
     def failure(self) -> Ending | None:

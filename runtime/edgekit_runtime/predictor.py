@@ -5,7 +5,6 @@ What the build measures is therefore what the device runs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from edgekit import preprocess
 from edgekit.contracts.bundle import BundleManifest
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import BadInputError
+from edgekit.contracts.reference import Reference
 from edgekit.contracts.verdict import Verdict
 from edgekit.stats import compare
 from edgekit_runtime import bundles, contract_facts, engines, guard
@@ -23,6 +23,7 @@ from edgekit_runtime.bundles import Bundle, GoldenSet
 from edgekit_runtime.engines import ladder
 from edgekit_runtime.guard import Flags
 from edgekit_runtime.ports import Array, Engine, LoadedModel
+from edgekit_runtime.screen import Screen, all_finite
 
 CHUNK_SAMPLES = 64  # larger chunks gain little on the cores edge devices have, and cost memory
 
@@ -48,6 +49,11 @@ class Predictor:
             return None
         return contract_facts.scored_output(self.contract).name
 
+    @property
+    def reference(self) -> Reference | None:
+        """Which numbers are watched, and their bins."""
+        return self.bundle.reference
+
     def close(self) -> None:
         """Nothing to end: memory goes with the last reference."""
 
@@ -63,12 +69,14 @@ class Predictor:
             GuardError: the input breaks the contract.
             EngineError: the engine failed.
         """
-        flags = guard.check(self.contract, arrays)
-        if flags & Flags.CLAMP:
-            arrays = guard.mend(self.contract, arrays)
-        outputs = self.model.run(self._prepared(arrays))
+        flags = Flags.NONE
+        if not self._screen.passes(arrays):
+            flags = guard.check(self.contract, arrays)
+            if flags & Flags.CLAMP:
+                arrays = guard.mend(self.contract, arrays)
+        outputs = self.model.run(self._prepared(arrays) if self._prepares else arrays)
         for values in outputs.values():
-            if values.dtype.kind == "f" and not _all_finite(values):
+            if values.dtype.kind == "f" and not all_finite(values):
                 flags |= Flags.OUTPUT_NAN
         return outputs, flags
 
@@ -113,6 +121,10 @@ class Predictor:
             low, high = spec.range or (0.0, 0.0)
             arrays[spec.name] = np.full(shape, (low + high) / 2, dtype=spec.dtype)
         return self._prepared(arrays)
+
+    @cached_property
+    def _screen(self) -> Screen:
+        return Screen(self.contract)
 
     @cached_property
     def _prepares(self) -> bool:
@@ -200,11 +212,6 @@ def _checked(bundle: Bundle, model: LoadedModel) -> LoadedModel:
             f"{min(missing)!r}"
         )
     return model
-
-
-def _all_finite(values: Array) -> bool:
-    # NaN and infinity survive a sum; only a sum that overflows has to be looked at again.
-    return math.isfinite(np.add.reduce(values, axis=None)) or bool(np.isfinite(values).all())
 
 
 def _pick(arrays: Mapping[str, Array], name: str) -> Array:

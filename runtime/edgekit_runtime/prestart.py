@@ -6,6 +6,7 @@ go on at once when the first worker is started before the agent knows what it wi
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -13,10 +14,11 @@ from typing import NamedTuple
 
 
 class Started(NamedTuple):
-    """A process, and our end of its socket."""
+    """A process, our end of its socket, and where it is read what it writes to stderr."""
 
     process: subprocess.Popen[bytes]
     channel: socket.socket
+    said: int  # a descriptor that does not block
 
 
 _ahead: list[Started] = []
@@ -28,6 +30,25 @@ def start() -> Started:
     Raises:
         OSError: no process or socket can be made.
     """
+    said, says = _pipe()
+    try:
+        return _start(said, says)
+    except OSError:
+        os.close(said)
+        raise
+    finally:
+        os.close(says)
+
+
+def _pipe() -> tuple[int, int]:
+    """Neither end blocks: a worker that nobody listens to loses lines, and goes on."""
+    said, says = os.pipe()
+    os.set_blocking(said, False)
+    os.set_blocking(says, False)
+    return said, says
+
+
+def _start(said: int, says: int) -> Started:
     ours, theirs = socket.socketpair()
     with theirs:
         try:
@@ -35,11 +56,12 @@ def start() -> Started:
                 [sys.executable, "-m", "edgekit_runtime.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                stderr=says,
             )
         except OSError:
             ours.close()
             raise
-    return Started(process, ours)
+    return Started(process, ours, said)
 
 
 def start_ahead() -> None:
@@ -61,3 +83,4 @@ def discard() -> None:
         started = _ahead.pop()
         started.channel.close()
         started.process.wait()
+        os.close(started.said)

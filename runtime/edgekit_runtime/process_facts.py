@@ -16,6 +16,24 @@ def rss_bytes(pid: int | None = None) -> int | None:
         return None
 
 
+def children(pid: int, module: str) -> list[int]:
+    """Processes that ``pid`` started and that run the Python module ``module``."""
+    found: set[int] = set()
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found.update(map(int, (task / "children").read_text(encoding="ascii").split()))
+    except (OSError, ValueError):
+        return []
+    return sorted(child for child in found if module.encode() in _command(child).split(b"\0"))
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def data_bytes() -> int | None:
     """Private writable memory of this process: what RLIMIT_DATA counts."""
     try:

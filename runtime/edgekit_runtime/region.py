@@ -9,10 +9,15 @@ advanced instead: the number stays exact, inference never waits.
 ``tail <= head <= tail + capacity`` always holds; positions grow for ever and are taken modulo the
 capacity. Each record carries its lap and a running count, so that a power cut which lost a record's
 page but kept the header's is noticed: such a record is still counted, without details.
+
+What the monitors saw of an inference (which rules of the contract broke, the frozen bin of each
+probe) lies in its record, too. Distributions are made from the records at the drain, and therefore
+agree with the counts after a kill at any instruction (docs/adr/0017-monitors.md).
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import secrets
@@ -21,6 +26,7 @@ import weakref
 import zlib
 from enum import IntEnum
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,28 +34,35 @@ import numpy.typing as npt
 
 from edgekit.contracts import codec
 from edgekit.contracts.errors import BadInputError, translate_os_errors
+from edgekit.contracts.reference import PROBES_MAX
 from edgekit_runtime.ports import Disk
 
 CAPACITY = 4096
-HEADER_BYTES = 4096
+HEADER_BYTES = 8192  # its labels name up to `PROBES_MAX` probes and the rules of 21 inputs
 RECORD = np.dtype(
     [
         ("request", "<u8"),  # hash of the request id, 0 when there was none
         ("time", "<f8"),  # Unix seconds
         ("latency_us", "<f4"),
         ("confidence", "<f4"),  # NaN when the output has none
-        ("cls", "<i4"),  # predicted class or the label that arrived, -1 when none
+        (
+            "cls",
+            "<i4",
+        ),  # predicted class, the label that arrived or the cause of a refusal, else -1
         ("counted", "<u4"),  # inferences in this region up to and including this record
         ("lap", "<u2"),
         ("flags", "u1"),
         ("kind", "u1"),
+        ("broken", "<u8"),  # rules of the contract that inputs broke: see `monitors.rules`
+        ("bins", "u1", (PROBES_MAX,)),  # bin of each probe; see `monitors.probes`
     ],
     align=False,
 )
-_RECORD = struct.Struct("<QdffiIHBB")
+_RECORD = struct.Struct(f"<QdffiIHBBQ{PROBES_MAX}s")
 _STATIC = struct.Struct("<8sII16sI")  # magic, version, capacity, region id, length of the labels
 _CRC = struct.Struct("<I")
 _MAGIC = b"EKREGION"
+_VERSION = 2  # 1 had no probes
 _HALF = 1 << 31
 _POSITIONS = 128  # five aligned 8-byte words: head, tail, overflow, overflow tail, total
 _HEAD, _TAIL, _OVERFLOW, _OVERFLOW_TAIL, _TOTAL = range(5)
@@ -68,7 +81,18 @@ class Kind(IntEnum):
 
 
 INFERENCE_KINDS = (Kind.PREDICTION, Kind.ERROR)
+ABSENT = 0x7F  # bin of a probe that could not be taken
+BROKE = 0x80  # bit of a bin: this element broke the contract
 CORRECT = 0x80  # flag bit of a feedback record: the label equals the predicted class
+
+
+class Sight(NamedTuple):
+    """What the monitors saw of one inference, as a record holds it."""
+
+    cls: int = -1
+    confidence: float = math.nan
+    broken: int = 0
+    bins: bytes = b""
 
 
 class Labels(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +107,8 @@ class Labels(msgspec.Struct, frozen=True, kw_only=True):
     wave: int
     classes: int = 0
     edges_digest: str = ""
+    probes: tuple[tuple[str, int], ...] = ()  # name and number of bins, in the order of the record
+    rules: tuple[tuple[str, str, str, str], ...] = ()  # see `monitors.rules.labels`
 
 
 class Region:
@@ -142,7 +168,7 @@ class Region:
             ResourceError: the disk is full.
         """
         body = codec.encode(labels)
-        static = _STATIC.pack(_MAGIC, 1, CAPACITY, secrets.token_bytes(16), len(body))
+        static = _STATIC.pack(_MAGIC, _VERSION, CAPACITY, secrets.token_bytes(16), len(body))
         crc = _CRC.pack(zlib.crc32(body, zlib.crc32(static)))
         page = (static + crc).ljust(_LABELS, b"\0") + body
         if len(page) > HEADER_BYTES:
@@ -170,40 +196,45 @@ class Region:
         """Inferences counted here since the region began."""
         return self._recount() + self._words[_OVERFLOW]
 
-    def append(
+    def append(  # noqa: PLR0917 - the hot path: each keyword costs
         self,
         kind: Kind,
-        *,
         request: int,
         time: float,
         latency_us: float = 0.0,
-        confidence: float = float("nan"),
+        confidence: float = math.nan,
         cls: int = -1,
         flags: int = 0,
+        broken: int = 0,
+        bins: bytes = b"",
     ) -> int | None:
         """Commit one record; its position, or None when the ring is full (then only counted)."""
-        head = self._words[_HEAD]
+        words = self._words
+        head = words[_HEAD]
         counts = kind in INFERENCE_KINDS
-        if head - self._words[_TAIL] >= CAPACITY:
+        if head - words[_TAIL] >= CAPACITY:
             if counts:
-                self._words[_OVERFLOW] += 1
+                words[_OVERFLOW] += 1
             return None
         counted = self._counted + 1 if counts else self._counted
+        lap, place = divmod(head, CAPACITY)
         _RECORD.pack_into(
             self._map,
-            HEADER_BYTES + head % CAPACITY * RECORD.itemsize,
+            HEADER_BYTES + place * _RECORD.size,
             request,
             time,
             latency_us,
             confidence,
             cls,
             counted & 0xFFFFFFFF,
-            head // CAPACITY & 0xFFFF,
+            lap & 0xFFFF,
             flags,
             kind,
+            broken,
+            bins,
         )
-        self._words[_TOTAL] = self._counted = counted
-        self._words[_HEAD] = head + 1  # the commit: one aligned 8-byte store
+        words[_TOTAL] = self._counted = counted
+        words[_HEAD] = head + 1  # the commit: one aligned 8-byte store
         return head
 
     def records(self, first: int, last: int) -> npt.NDArray[np.void]:
@@ -282,7 +313,7 @@ def _read_static(mapped: mmap.mmap, path: Path) -> tuple[str, Labels]:
     magic, version, capacity, region, length = _STATIC.unpack_from(mapped)
     (crc,) = _CRC.unpack_from(mapped, _STATIC.size)
     body = bytes(mapped[_LABELS : _LABELS + length]) if length <= HEADER_BYTES - _LABELS else b""
-    known = (magic, version, capacity) == (_MAGIC, 1, CAPACITY)
+    known = (magic, version, capacity) == (_MAGIC, _VERSION, CAPACITY)
     if not known or zlib.crc32(body, zlib.crc32(mapped[: _STATIC.size])) != crc:
         raise BadInputError(f"{path}: damaged header")
     return region.hex(), codec.decode(Labels, body, what=str(path))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter_ns
 from typing import NamedTuple
 
 from edgekit.contracts.errors import EdgekitError
-from edgekit.stats.metrics import top_of_row
+from edgekit_runtime import guard
 from edgekit_runtime.errors import EngineError, GuardError
 from edgekit_runtime.guard import Flags
 from edgekit_runtime.journal import Journal, hash_id
+from edgekit_runtime.monitors import rules
+from edgekit_runtime.monitors.observer import Monitor
 from edgekit_runtime.ports import Array, Clock
 from edgekit_runtime.predictor import Predictor
-from edgekit_runtime.region import Kind, Region
+from edgekit_runtime.region import Kind, Region, Sight
+
+_PREDICTION, _ERROR, _REJECTED = Kind.PREDICTION, Kind.ERROR, Kind.REJECTED
+_NONE, _NOTHING = Flags.NONE, Sight()
 
 
 @dataclass(frozen=True)
@@ -66,59 +70,73 @@ class Session:
         self.predictor = predictor
         self.place = place
         self._clock = clock
+        self._monitor = Monitor(predictor.contract, predictor.reference, predictor.scored)
 
-    def infer(self, arrays: Mapping[str, Array], *, request_id: str | None = None) -> Result:
+    def infer(
+        self,
+        arrays: Mapping[str, Array],
+        *,
+        request_id: str | None = None,
+        taken_at: float | None = None,
+    ) -> Result:
         """Run the model once and count it.
 
         Args:
             arrays: inputs by name, as the contract declares them.
             request_id: counted once, however often it is sent.
+            taken_at: when the inputs were measured, Unix seconds; for contracts that limit their
+                age.
 
         Raises:
             GuardError: an input breaks the contract (counted as a violation).
             EngineError: the engine failed (counted as an error).
             MemoryError: an allocation failed; not counted.
         """
-        seen = self.call(arrays, hash_id(request_id))
+        seen = self.call(arrays, hash_id(request_id), taken_at)
         if seen.error is not None:
             raise seen.error
         place = self.place
         return Result(seen.outputs, place.version, place.slot, seen.flags, request_id, seen.counted)
 
-    def call(self, arrays: Mapping[str, Array], request: int) -> Seen:
+    def call(
+        self, arrays: Mapping[str, Array], request: int, taken_at: float | None = None
+    ) -> Seen:
         """Like `infer`, for hosts: failures are in the answer; ``request`` is a `hash_id`."""
-        begun = time.perf_counter_ns()
+        old, monitor = 0, self._monitor
+        begun = perf_counter_ns()
         try:
+            if monitor.dated:
+                age_s = None if taken_at is None else self._clock.wall() - taken_at
+                old = rules.age_bits(self.predictor.contract, age_s)
+                guard.check_age(self.predictor.contract, age_s)
             outputs, flags = self.predictor.predict(arrays)
+            if old:
+                flags |= Flags.INPUT_AGE
         except GuardError as exc:
             # Not an inference: its id stays free.
-            self._count(Kind.REJECTED, 0, 0.0)
+            self._record(_REJECTED, 0, 0.0, monitor.refused(arrays, exc, old))
             return Seen(Kind.REJECTED, {}, exc, Flags.NONE, 0.0, counted=False)
         except EngineError as exc:
             if is_memory(exc):
                 raise MemoryError(exc.message) from exc
-            counted = self._count(Kind.ERROR, request, 0.0)
+            counted = self._record(_ERROR, request, 0.0, _NOTHING)
             return Seen(Kind.ERROR, {}, exc, Flags.NONE, 0.0, counted)
-        latency_us = (time.perf_counter_ns() - begun) / 1e3
-        cls, confidence = _probe(self.predictor, outputs)
-        counted = self._count(
-            Kind.PREDICTION, request, latency_us, cls=cls, confidence=confidence, flags=int(flags)
-        )
+        latency_us = (perf_counter_ns() - begun) / 1e3
+        plain = 0 if flags is _NONE else int(flags)
+        sight = monitor.observe(arrays, outputs, plain, old)
+        counted = self._record(_PREDICTION, request, latency_us, sight, plain)
         return Seen(Kind.PREDICTION, outputs, None, flags, latency_us, counted)
 
     def feedback(self, request_id: str, label: int) -> bool | None:
         """Join a true label with its prediction. See `Journal.feedback`."""
         return self.place.journal.feedback(request_id, label, time=self._clock.wall())
 
-    def _count(self, kind: Kind, request: int, latency_us: float, **values: float) -> bool:
+    def _record(
+        self, kind: Kind, request: int, latency_us: float, sight: Sight, flags: int = 0
+    ) -> bool:
         place = self.place
         return place.journal.record(
-            place.region,
-            kind,
-            request,
-            time=self._clock.wall(),
-            latency_us=latency_us,
-            **values,
+            place.region, kind, request, self._clock.wall(), latency_us, sight, flags
         )
 
 
@@ -126,16 +144,3 @@ def is_memory(exc: EdgekitError) -> bool:
     """Whether an allocation failed; engines tell it only in words (onnxruntime: bfc_arena.cc)."""
     text = exc.message.lower()
     return "bad_alloc" in text or "failed to allocate memory" in text
-
-
-def _probe(predictor: Predictor, outputs: Mapping[str, Array]) -> tuple[int, float]:
-    """Class and confidence of the first sample; (-1, NaN) when the model does not classify.
-
-    One record stands for one request: of a batch, its first row is looked at.
-    """
-    if predictor.scored is None:
-        return -1, math.nan
-    scores = outputs[predictor.scored]
-    if scores.ndim == 0 or scores.size == 0:
-        return -1, math.nan
-    return top_of_row(scores.reshape(-1, scores.shape[-1])[0])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from edgekit_runtime.region import Region
 
-OLD_REGIONS_MAX = 4  # kept for re-sent ids and late labels; each is 148 KiB
+OLD_REGIONS_MAX = 4  # kept for re-sent ids and late labels; each is 344 KiB
 
 
 class Shelf:

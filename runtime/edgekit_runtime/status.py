@@ -5,9 +5,11 @@ Works while the agent runs, when it is stopped and after it was killed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
-from edgekit.contracts.messages import ModelReport, SpoolReport
+from edgekit.contracts.messages import ModelReport, Resources, SpoolReport
 from edgekit.contracts.states import DeviceState
 from edgekit_runtime import counting, lock, process_facts
 from edgekit_runtime.clock import SystemClock
@@ -15,6 +17,7 @@ from edgekit_runtime.config import AgentConfig
 from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.pipelines import counts
 from edgekit_runtime.pipelines.counts import Figures
+from edgekit_runtime.readings import Readings
 from edgekit_runtime.record import DeploymentRecord
 from edgekit_runtime.spool import Spool
 from edgekit_runtime.twocopy import TwoCopy
@@ -54,6 +57,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     spool: SpoolReport
     totals: Totals
     pipelines: dict[str, Figures] = {}
+    resources: Resources = Resources()
 
 
 def read(config: AgentConfig) -> Status:
@@ -86,7 +90,17 @@ def read(config: AgentConfig) -> Status:
             undrained=undrained,
         ),
         pipelines=_pipelines(disk, config),
+        resources=Readings(state).read(_workers(pid) if alive and pid else {}),
     )
+
+
+def _workers(pid: int) -> dict[str, int]:
+    """Resident bytes of the agent's workers, by process."""
+    sizes = {
+        f"pid {child}": process_facts.rss_bytes(child)
+        for child in process_facts.children(pid, "edgekit_runtime.worker")
+    }
+    return {name: size for name, size in sizes.items() if size is not None}
 
 
 def _first_inference_s(disk: PosixDisk, config: AgentConfig) -> float | None:
@@ -126,6 +140,7 @@ def describe(status: Status) -> str:
     )
     for name, each in sorted(status.pipelines.items()):
         lines += _described(name, each)
+    lines += _resources(status.resources)
     if status.note:
         lines.append(f"note     {status.note}")
     return "\n".join(lines)
@@ -144,3 +159,23 @@ def _described(name: str, figures: Figures) -> list[str]:
         dropped = sum(sink.dropped.values())
         lines.append(f"  sink {sink.name}: {ends}, dropped {dropped}, tried again {sink.retries}")
     return lines
+
+
+def _resources(found: Resources) -> Iterator[str]:
+    facts = []
+    if found.load_1m is not None:
+        facts.append(f"load {found.load_1m:.2f}")
+    if found.memory_available_bytes is not None:
+        total = found.memory_total_bytes or 0
+        mib = found.memory_available_bytes // 2**20
+        facts.append(f"{mib} of {total // 2**20} MiB memory available")
+    if found.disk_free_bytes is not None:
+        facts.append(f"{found.disk_free_bytes // 2**20} MiB disk free")
+    yield f"device   {', '.join(facts) or 'no readings'}"
+    warmest = max(found.temperatures_c.items(), key=lambda item: item[1], default=None)
+    heat = f"{warmest[1]:.0f} degrees C ({warmest[0]})" if warmest else "no temperature sensor"
+    told = {True: "throttled", False: "not throttled", None: "throttling unknown"}
+    why = f": {found.throttled_why}" if found.throttled_why else ""
+    yield f"heat     {heat}, {told[found.throttled]}{why}"
+    for name, size in sorted(found.workers_rss_bytes.items()):
+        yield f"worker   {name}: {size // 2**20} MiB"

@@ -32,6 +32,12 @@ class Ending:
 
     kind: EndKind
     reason: str
+    words: str = ""  # what its process wrote last, shortly before
+
+    @property
+    def story(self) -> str:
+        """The reason, with its last words."""
+        return f"{self.reason}; it said: {self.words}" if self.words else self.reason
 
 
 def stuck_limit_s(stuck_s_min: float, latencies_s: Collection[float]) -> float:

@@ -24,6 +24,7 @@ from edgekit.contracts.bundle import BundleManifest
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import BugError
 from edgekit.contracts.messages import SlotRef
+from edgekit.contracts.reference import Reference
 
 _HEAD = struct.Struct("<BBHII")  # kind, descriptors, unused, bytes of meta, bytes of body
 _HANDED = struct.Struct("<IB")  # number, whether the client has stopped sending
@@ -78,6 +79,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     manifest: BundleManifest
     contract: Contract
+    reference: Reference | None = None
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):

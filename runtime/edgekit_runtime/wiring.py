@@ -24,6 +24,7 @@ from edgekit_runtime.golden_watch import GoldenWatch
 from edgekit_runtime.link import MqttLink
 from edgekit_runtime.loop import Loop
 from edgekit_runtime.ports import Fetcher
+from edgekit_runtime.readings import Readings, Throttling
 from edgekit_runtime.self_update import BLOBS, RuntimeUpdater, Surroundings
 from edgekit_runtime.spool import Spool, SpoolLimits
 from edgekit_runtime.store import BlobStore
@@ -84,6 +85,7 @@ def build(config: AgentConfig, hosting: Hosting) -> Built:
             wake=wake.set,
             serving_changed=front.changed,
             images=hosting.images,
+            throttled=Throttling(clock),
             runtime_on_trial=os.environ.get("EDGEKIT_SUPERVISOR") == "trial",
         )
     )
@@ -119,6 +121,7 @@ def build(config: AgentConfig, hosting: Hosting) -> Built:
         uplink=Uplink(spool, link, clock),
         verifier=verifier,
         profile=described,
+        readings=Readings(state),
         wake=wake,
         pipelines=pipelines,
     )

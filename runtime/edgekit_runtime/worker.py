@@ -36,6 +36,7 @@ from edgekit_runtime.errors import EngineError, UnsuitableError
 from edgekit_runtime.predictor import Predictor
 from edgekit_runtime.region import Region
 from edgekit_runtime.session import Place, Session, is_memory
+from edgekit_runtime.stderr import Lossy
 from edgekit_runtime.wire import Channel, Frame, FrameKind
 
 
@@ -89,7 +90,9 @@ class Worker:
             self._send(FrameKind.FAILED, msgspec.json.encode(_refusal(exc)))
             return
         self._order, self._predictor = order, loaded
-        facts = wire.Facts(manifest=loaded.manifest, contract=loaded.contract)
+        facts = wire.Facts(
+            manifest=loaded.manifest, contract=loaded.contract, reference=loaded.reference
+        )
         self._send(FrameKind.LOADED, msgspec.json.encode(facts))
 
     def _serve(self, frame: Frame) -> None:
@@ -155,6 +158,7 @@ def main() -> None:
     # Ctrl-C and a service manager's stop reach the whole group; the agent drains first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.stderr = Lossy()
     faulthandler.enable()
     logging.basicConfig(stream=sys.stderr, format="%(levelname).1s worker: %(message)s")
     np.seterr(all="ignore")  # what overflows becomes infinite, and the guard says so

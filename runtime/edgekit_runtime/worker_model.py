@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from edgekit.contracts.bundle import BundleManifest
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.messages import Policy
+from edgekit.contracts.reference import Reference
 from edgekit_runtime import process_facts, supervision
 from edgekit_runtime.board import Board
 from edgekit_runtime.loop import READ, WRITE, Loop
@@ -40,6 +41,7 @@ class WorkerModel:
     ) -> None:
         self.manifest: BundleManifest = facts.manifest
         self.contract: Contract = facts.contract
+        self.reference: Reference | None = facts.reference
         self.pid = process.pid
         self.board = board
         self.region: Region | None = None  # where it counts now
@@ -96,6 +98,10 @@ class WorkerModel:
             return
         if channel.unsent:
             self._loop.change(channel.socket.fileno(), READ | WRITE)
+
+    def say_as(self, tag: str) -> None:
+        """What it writes to stderr is logged under ``tag`` from now on."""
+        self._process.say_as(tag)
 
     def proven(self, now: float) -> bool:
         """Whether it showed lately, by an inference or a canary, that it computes."""

@@ -11,7 +11,7 @@ import contextlib
 import os
 import subprocess
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -25,6 +25,7 @@ from edgekit_runtime import prestart, supervision, wire
 from edgekit_runtime.board import Board
 from edgekit_runtime.errors import UnsuitableError, WorkerEndedError
 from edgekit_runtime.launch import Launcher, WorkerHandle
+from edgekit_runtime.stderr import Said
 from edgekit_runtime.supervision import Ending, EndKind
 from edgekit_runtime.wire import Channel, Frame, FrameKind
 from edgekit_runtime.worker_model import WorkerModel
@@ -46,16 +47,25 @@ class WorkerProcess:
             ResourceError: no process or socket can be made.
         """
         try:
-            self._process, self.channel = prestart.take()
+            self._process, self.channel, said = prestart.take()
         except OSError as exc:
             raise ResourceError(f"cannot start a worker process: {exc.strerror}") from exc
         self.pid = self._process.pid
+        self._said = Said(said, f"worker {self.pid}")
         self._hung_up_at: float | None = None
+
+    def say_as(self, tag: str) -> None:
+        """See `WorkerHandle.say_as`."""
+        self._said.tag = tag
 
     def ending(self) -> Ending | None:
         """How it ended; None while it runs."""
         code = self._process.poll()
-        return None if code is None else supervision.describe_exit(code)
+        return None if code is None else self._describe(code)
+
+    def _describe(self, code: int) -> Ending:
+        # All it ever wrote lies in the pipe now: there is nothing to wait for.
+        return replace(supervision.describe_exit(code), words=self._said.words())
 
     def kill(self) -> None:
         """End it now."""
@@ -70,7 +80,12 @@ class WorkerProcess:
         """Whether it is gone; killed when it does not go by itself."""
         if self._hung_up_at is not None and now - self._hung_up_at > GRACE_S:
             self._process.kill()
-        return self._process.poll() is not None
+        gone = self._process.poll() is not None
+        if gone:
+            self._said.close()
+        else:
+            self._said.pump()
+        return gone
 
     def wait(self, timeout_s: float = GRACE_S) -> Ending:
         """Block until it has ended; kills it when that takes longer."""
@@ -79,7 +94,7 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        return supervision.describe_exit(code)
+        return self._describe(code)
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,7 @@ class _Loading:
         self.process, self.order = process, order
         self.channel = Channel(process.channel)
         self.name = f"{order.model} {digests.short(order.ref.digest)}"
+        process.say_as(self.name)
         try:
             descriptor = Board.create(order.connections_max)
         except OSError as exc:
@@ -150,7 +166,7 @@ class _Loading:
         ending = self.process.wait()
         if ending.kind is EndKind.OUTSIDE:
             return EngineAwayError(f"{self.name}: while loading {ending.reason}")
-        return WorkerEndedError(f"{self.name}: while loading {ending.reason}", ending)
+        return WorkerEndedError(f"{self.name}: while loading {ending.story}", ending)
 
 
 class WorkerHost:

@@ -121,6 +121,7 @@ class LayoutWriter:
         found: Contract | None = None,
         tag: str | None = None,
         labels: dict[str, str] | None = None,
+        engine_options: dict[str, str] | None = None,
     ) -> str:
         """Adds a bundle; returns the digest of its OCI manifest. ``files`` replaces by role."""
         x = np.random.default_rng(7).normal(size=(8, FEATURES)).astype(np.float32)
@@ -145,6 +146,7 @@ class LayoutWriter:
             engine_versions=engine_versions,
             files=tuple(entries),
             labels=labels or {},
+            engine_options=engine_options or {},
         )
         name, size = self.blob(codec.encode(config))
         manifest = oci.Manifest(

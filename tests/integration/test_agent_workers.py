@@ -112,6 +112,14 @@ def test_segfaults_on_trial_roll_back_with_the_signal_named(world, writer):
     told = "SIGSEGV"
     wait_for(lambda: sum(told in e.detail for e in _events(world, DeviceEvent)) >= 3, what=told)
     assert world.manager.reported["dev-1"].health.workers_ended == len(shot)
+    # What faulthandler wrote: the line that names the crash in the event, all of it in the log.
+    ends = [e.detail for e in _events(world, DeviceEvent) if e.kind == "worker_ended"]
+    assert all("it said: Fatal Python error: Segmentation fault" in detail for detail in ends)
+    tag = f"edgekit_runtime.worker: meter b {bad[7:19]}: "
+    wait_for(
+        lambda: "most recent call first" in agent.cli("logs").stdout, what="the worker's own lines"
+    )
+    assert f"{tag}Fatal Python error: Segmentation fault" in agent.cli("logs").stdout
     wait_for(lambda: world.manager.counted > len(answered), what="counted on")
 
 

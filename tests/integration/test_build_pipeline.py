@@ -18,11 +18,13 @@ from edgekit.contracts.bundle import BundleManifest, Role
 from edgekit.contracts.contract import Budget
 from edgekit.contracts.errors import BadInputError, GateFailedError, ResourceError, UsageError
 from edgekit.contracts.oci import LayoutReader
+from edgekit.contracts.reference import Reference, validate
 from edgekit.contracts.verdict import Outcome
 from edgekit.package.bundle import OciBundleWriter
 from edgekit.registry.local import LocalRegistry
 from edgekit.registry.model import Split
 from edgekit.registry.register import Sources, register
+from edgekit.stats import probes
 from edgekit.stats.bins import CONFIDENCE_BINS
 
 pytestmark = pytest.mark.integration
@@ -159,8 +161,12 @@ def test_bundle_holds_what_the_device_needs(built, waves):
     assert len(files["model.onnx"]) == record.variant("rpi5").size_bytes
     assert files["contract.json"] == codec.encode(waves.contract)
     reference = msgspec.json.decode(files["reference.json"])
-    assert reference["edges_digest"] == CONFIDENCE_BINS.digest
     assert reference["n"] == waves.dataset(Split.EVALUATION).n
+    groups = validate(codec.decode(Reference, files["reference.json"], what="reference")).groups
+    assert reference["edges_digest"] == probes.digest(groups) != CONFIDENCE_BINS.digest
+    assert [(group.side.value, group.tensor) for group in groups] == [("input", "x")]
+    for probe in groups[0].probes:
+        assert sum(reference["probes"][probe.name]) == reference["n"]
     assert sum(reference["probes"]["class"]) == sum(reference["probes"]["confidence"])
     evidence = msgspec.json.decode(files["evidence.json"])
     assert {gate["outcome"] for gate in evidence["gates"]} == {"pass"}

@@ -61,6 +61,7 @@ def feeds(
             spec.name: preprocess.apply(spec.preprocess, arrays[spec.name][rows])
             for spec in contract.inputs
         }
+        npz.release(arrays)
 
 
 def _session(model: onnx.ModelProto) -> ort.InferenceSession:

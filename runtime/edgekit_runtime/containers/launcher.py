@@ -16,6 +16,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -31,6 +32,7 @@ from edgekit.contracts.messages import Policy, SlotRef
 from edgekit.engine.ports import ContainerEngine, ContainerSpec, EngineAwayError, Exit, ImageFacts
 from edgekit_runtime import supervision
 from edgekit_runtime.errors import UnsuitableError, WorkerEndedError
+from edgekit_runtime.stderr import FATAL, LINE_BYTES_MAX, LINES_MAX
 from edgekit_runtime.supervision import Ending, EndKind
 
 AGENT_LABEL = "edgekit.agent"
@@ -159,7 +161,7 @@ class ContainerWorker:
         self.pid = 0
         self._engine, self._container, self._on_end = engine, container, on_end
         self._ending: Ending | None = None
-        self._last_words = ""
+        self._last_words, self._tag = "", f"container {container[:12]}"
         self._known, self._done = threading.Event(), threading.Event()  # how it ended; it is gone
         self._killed = False
         self._away_at = -RESTART_S_MAX  # when the engine was last found away
@@ -203,6 +205,10 @@ class ContainerWorker:
             )
         told = f": {self._last_words}" if self._last_words else ""
         return WorkerEndedError(f"{model}: before it connected, {ending.reason}{told}", ending)
+
+    def say_as(self, tag: str) -> None:
+        """See `WorkerHandle.say_as`."""
+        self._tag = tag
 
     def ending(self) -> Ending | None:
         """See `WorkerHandle.ending`."""
@@ -269,15 +275,21 @@ class ContainerWorker:
             return Ending(EndKind.OUTSIDE, f"its container ended: {exc.message}")
         except EdgekitError as exc:
             return Ending(EndKind.CRASH, f"its container is gone: {exc.message}")
-        return describe(ended)
+        return replace(describe(ended), words="" if self._killed else self._last_words)
 
     def _engine_restarts(self) -> bool:
         return monotonic() - self._away_at < RESTART_S_MAX
 
     def _logged(self) -> str:
-        """The last line it wrote to stderr."""
+        """The line that names its crash, else the last one it wrote to stderr; all go to the log.
+
+        The engine keeps what it writes until then.
+        """
         lines = self._engine.logs(self._container)[1].decode(errors="replace").strip().splitlines()
-        return lines[-1][:300] if lines else ""
+        for line in lines[-LINES_MAX:]:
+            log.warning("%s: %s", self._tag, line[:LINE_BYTES_MAX])
+        fatal = (line for line in lines if line.startswith(FATAL))
+        return next(fatal, lines[-1] if lines else "")[:300]
 
     def _runs(self) -> bool:
         """Whether its main process lives, as far as this process can see."""

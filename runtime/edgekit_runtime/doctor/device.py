@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgekit.contracts.errors import EdgekitError
 from edgekit.contracts.messages import ClockQuality
+from edgekit_runtime import readings
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.config import AgentConfig
 from edgekit_runtime.disk import PosixDisk
@@ -24,8 +25,6 @@ STALLED_PERCENT_MAX = 20.0  # of the last ten seconds spent waiting for memory
 HOT_C = 80.0  # boards of all makers slow down at 80 to 95 degrees
 _MEMINFO = Path("/proc/meminfo")
 _PRESSURE = Path("/proc/pressure/memory")
-_THERMAL = Path("/sys/class/thermal")
-_CPUS = Path("/sys/devices/system/cpu")
 
 
 def state_folder(state: Path) -> Check:
@@ -82,7 +81,7 @@ def clock() -> Check:
 def memory(meminfo: Path = _MEMINFO, pressure: Path = _PRESSURE) -> Check:
     """Is there memory for one more worker, and does the system wait for memory?"""
     name = "memory"
-    sizes = _meminfo(meminfo)
+    sizes = readings.meminfo(meminfo)
     if "MemAvailable" not in sizes:
         return warn(
             name, f"{meminfo} does not tell what is available", "use a Linux kernel >= 3.14"
@@ -100,15 +99,6 @@ def memory(meminfo: Path = _MEMINFO, pressure: Path = _PRESSURE) -> Check:
     return ok(name, told)
 
 
-def _meminfo(path: Path) -> dict[str, int]:
-    try:
-        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in lines)
-    return {key: int(rest.split()[0]) * 1024 for key, _, rest in pairs if rest.split()[:1]}
-
-
 def _stalled(path: Path) -> float | None:
     """Share of the last ten seconds in which some program waited for memory, in percent."""
     try:
@@ -118,32 +108,20 @@ def _stalled(path: Path) -> float | None:
         return None
 
 
-def heat(thermal: Path = _THERMAL, cpus: Path = _CPUS) -> Check:
+def heat(root: Path = Path("/")) -> Check:
     """Is the device hot, or slowed down because it is?"""
     name = "temperature"
-    readings = [_number(path) for path in sorted(thermal.glob("thermal_zone*/temp"))]
-    degrees = [value / 1000.0 for value in readings if value is not None]
-    slowed = [
-        path.name
-        for path in sorted(cpus.glob("cpu[0-9]*"))
-        if (now := _number(path / "cpufreq/scaling_max_freq")) is not None
-        and (most := _number(path / "cpufreq/cpuinfo_max_freq")) is not None
-        and now < most
-    ]
+    degrees = readings.temperatures(root).values()
+    throttled, why = readings.throttling(root)
     told = f"{max(degrees):.0f} degrees C" if degrees else "no sensor"
     mend = "cool it: heat sink, fan, shade; latency limits do not count while it is throttled"
+    if throttled:
+        return warn(name, f"{told}, throttled: {why}", mend)
     if degrees and max(degrees) >= HOT_C:
         return warn(name, told, mend)
-    if slowed:
-        return warn(name, f"{told}; {', '.join(slowed)} run below their full speed", mend)
+    if throttled is None:
+        return ok(name, f"{told}; whether it is throttled nobody tells")
     return ok(name, told)
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
 
 
 def mounts(config: AgentConfig) -> Check:

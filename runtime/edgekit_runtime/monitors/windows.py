@@ -5,21 +5,28 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.contracts.contract import Contract
 from edgekit.contracts.messages import ClockQuality, SlotRef, Window
-from edgekit.stats import histogram
+from edgekit.contracts.reference import CLASS_PROBE, CONFIDENCE_PROBE, Side
+from edgekit.stats import histogram, probes
 from edgekit.stats.bins import CONFIDENCE_BINS
 from edgekit_runtime.contract_facts import class_count
 from edgekit_runtime.guard import Flags
-from edgekit_runtime.region import CORRECT, Kind, Labels
+from edgekit_runtime.monitors import rules
+from edgekit_runtime.ports import Loaded
+from edgekit_runtime.region import BROKE, CORRECT, Kind, Labels
 
 OVERFLOW_SUFFIX = "-overflow"  # identity of inferences counted while a ring was full
-_VIOLATION = int(Flags.INPUT_NAN | Flags.INPUT_RANGE)
+_VIOLATION = int(Flags.INPUT_NAN | Flags.INPUT_RANGE | Flags.INPUT_AGE)
 
 
-def labels_for(model: str, ref: SlotRef, slot: str, contract: Contract) -> Labels:
+def labels_for(model: str, ref: SlotRef, slot: str, loaded: Loaded) -> Labels:
     """Labels of the region that counts ``ref`` while it serves in ``slot``."""
+    contract, reference = loaded.contract, loaded.reference
     classes = class_count(contract)
+    groups = reference.groups if reference is not None else ()
+    # In the order in which `observer.Monitor` writes them.
+    ordered = [group for side in Side for group in groups if group.side is side]
+    digest = reference.edges_digest if reference is not None else CONFIDENCE_BINS.digest
     return Labels(
         model=model,
         digest=ref.digest,
@@ -29,7 +36,9 @@ def labels_for(model: str, ref: SlotRef, slot: str, contract: Contract) -> Label
         rollout=ref.rollout,
         wave=ref.wave,
         classes=classes,
-        edges_digest=CONFIDENCE_BINS.digest if classes else "",
+        edges_digest=digest if classes or groups else "",
+        probes=tuple((probe.name, probe.size) for group in ordered for probe in group.probes),
+        rules=rules.labels(contract),
     )
 
 
@@ -52,9 +61,10 @@ def aggregate(
     kinds, flags = good["kind"], good["flags"]
     predictions = kinds == Kind.PREDICTION
     errors = int(np.count_nonzero(kinds == Kind.ERROR))
-    rejected = int(np.count_nonzero(kinds == Kind.REJECTED))
     feedback = kinds == Kind.FEEDBACK
+    refused = kinds == Kind.REJECTED
     violated = np.count_nonzero(predictions & ((flags & _VIOLATION) != 0))
+    inputs = good[predictions | refused]
     answered = good[predictions]
     return Window(
         model=labels.model,
@@ -69,8 +79,12 @@ def aggregate(
         n=int(np.count_nonzero(predictions)) + errors + lost,
         errors=errors,
         nan=int(np.count_nonzero(predictions & ((flags & Flags.OUTPUT_NAN) != 0))),
-        violations=int(violated) + rejected,
+        violations=int(violated) + int(np.count_nonzero(refused)),
         latency=tuple(int(v) for v in histogram.count(answered["latency_us"].astype(float))),
+        violated=rules.count(
+            labels.rules, inputs["broken"], good["cls"][refused & (good["broken"] == 0)]
+        ),
+        outside=_outside(labels, inputs),
         probes=_probes(labels, answered),
         sums=_sums(labels, answered),
         labelled=int(np.count_nonzero(feedback)),
@@ -104,16 +118,27 @@ def overflowed(
 
 
 def _probes(labels: Labels, answered: npt.NDArray[np.void]) -> dict[str, tuple[int, ...]]:
-    if labels.classes == 0:
-        return {}
-    classes = answered["cls"]
-    valid = classes[(classes >= 0) & (classes < labels.classes)]
-    counts = np.bincount(valid, minlength=labels.classes)
-    confidence = CONFIDENCE_BINS.count(answered["confidence"].astype(float))
-    return {
-        "class": tuple(int(v) for v in counts),
-        "confidence": tuple(int(v) for v in confidence),
-    }
+    found: dict[str, tuple[int, ...]] = {}
+    if labels.classes:
+        classes = answered["cls"]
+        valid = classes[(classes >= 0) & (classes < labels.classes)]
+        counts = np.bincount(valid, minlength=labels.classes)
+        confidence = CONFIDENCE_BINS.count(answered["confidence"].astype(float))
+        found[CLASS_PROBE] = tuple(int(v) for v in counts)
+        found[CONFIDENCE_PROBE] = tuple(int(v) for v in confidence)
+    if answered.size:
+        for column, (name, size) in enumerate(labels.probes):
+            # What could not be taken (`ABSENT`) lies beyond every probe's bins.
+            found[name] = probes.count(answered["bins"][:, column] & ~np.uint8(BROKE), size)
+    return found
+
+
+def _outside(labels: Labels, inputs: npt.NDArray[np.void]) -> dict[str, int]:
+    """Elements that broke the contract, by probe."""
+    some = inputs["bins"][inputs["broken"] != 0]
+    counts = np.count_nonzero(some & np.uint8(BROKE), axis=0)
+    found = zip(labels.probes, counts, strict=False)  # the record has room for more probes
+    return {name: int(number) for (name, _), number in found if number}
 
 
 def _sums(labels: Labels, answered: npt.NDArray[np.void]) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """The search is a pure function of what is known; here a simulated model answers it."""
 
+from dataclasses import replace
+
 import msgspec
 
 from edgekit.build import search
@@ -15,6 +17,7 @@ from edgekit.build.candidates import (
 from edgekit.build.search import Known
 from edgekit.build.select import Figures
 from edgekit.build.target import find
+from edgekit.contracts.evaluation import Latency
 from edgekit.stats.bounds import Drop
 
 LAYERS = tuple(f"layer{index}" for index in range(12))
@@ -63,6 +66,37 @@ class Model:
 
         shipping = [f for f in self.figures.values() if not f.candidate.only]
         return preference(shipping, LIMIT)[0].candidate
+
+
+def test_where_latency_decides_the_best_compete_laid_out_for_the_processor_too():
+    model = Model({})
+    for candidate in candidates_for(TARGET, STRUCTURE):
+        model.measure(candidate)
+    known = timed(model)
+    asked = search.next_candidates(known, STRUCTURE)
+    assert asked[0].name == "fp32-layout"
+    assert len(asked) == 3  # the original and the two that answered soonest
+    assert all(each.file in model.figures and not each.file.layout for each in asked)
+    assert not any(each.unquantized for each in asked)  # what differs has something to prove
+    for candidate in asked:
+        model.measure(candidate)
+    again = search.next_candidates(timed(model), STRUCTURE)
+    assert not any(each.layout for each in again)
+    linear = msgspec.structs.replace(STRUCTURE, ops=("MatMul",))
+    assert not any(each.layout for each in search.next_candidates(known, linear))
+
+
+def latency(ms):
+    return Latency(p50_ms=ms, p95_ms=ms, runs=1, threads=1)
+
+
+def timed(model):
+    """What is known, with latencies: smaller is faster here."""
+    figures = {
+        candidate: replace(found, latency=latency(found.size_bytes))
+        for candidate, found in model.figures.items()
+    }
+    return Known(figures, frozenset(), LIMIT, timed=True)
 
 
 def test_other_quantizers_are_tried_before_anything_is_repaired():

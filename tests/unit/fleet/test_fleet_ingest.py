@@ -149,6 +149,8 @@ def test_garbage_is_counted_and_stops_nothing(bench: Bench) -> None:
         m.window(n=2**60),
         m.window(model="x" * 1000),
         m.window(probes={"class": (-1, 2)}),
+        m.window(violated={"x nan reject": -1}),
+        m.window(outside={f"x[{number}]": 1 for number in range(500)}),
     ],
 )
 def test_an_intact_frame_with_impossible_counts_is_refused_once(bench: Bench, bad: object) -> None:

@@ -9,15 +9,16 @@ import msgspec
 import pytest
 from fleetkit import messages as m
 from fleetkit.links import MemoryLink
+from sqlalchemy import select
 
-from edgekit.contracts import frames, topics
+from edgekit.contracts import codec, frames, topics
 from edgekit.contracts.errors import BadInputError, BugError
-from edgekit.contracts.messages import Deployment, DeviceConfig, VariantRef
+from edgekit.contracts.messages import Deployment, DeviceConfig, VariantRef, Window
 from edgekit.contracts.verdict import Outcome, Verdict
 from edgekit_fleet.rollout import core
 from edgekit_fleet.rollout.model import Assignment, Status
 from edgekit_fleet.rollout.spec import RolloutSpec, Wave
-from edgekit_fleet.store import devices, releases, rollouts, telemetry, twins
+from edgekit_fleet.store import devices, releases, rollouts, schema, telemetry, twins
 from edgekit_fleet.store.engine import DATABASE_FILE, Database
 from edgekit_fleet.store.rollouts import SqlRolloutStore
 from edgekit_fleet.twin import Publisher
@@ -234,6 +235,17 @@ def test_a_stale_writer_changes_nothing(store: SqlRolloutStore) -> None:
     (after,) = store.open_rollouts()
     assert after.state.reason == ""
     assert store.observe(after, None).devices["d1"].gen == 0
+
+
+def test_probes_and_broken_rules_are_kept_with_the_window(database: Database, device: int) -> None:
+    window = m.window(
+        probes={"x[0]": (0, 4, 1, 0)}, violated={"x nan clamp": 3}, outside={"x[0]": 3}
+    )
+    header = frames.FrameHeader(epoch=7, boot=1, lane=1, seq=0, records=1, length=1)
+    with database.write() as connection:
+        assert telemetry.add_record(connection, device, header, window, 50.0)
+        body = connection.execute(select(schema.windows.c.body)).scalar_one()
+    assert codec.decode(Window, body, what="window") == window
 
 
 def test_evidence_splits_by_release_and_starts_at_the_soak(

@@ -14,7 +14,16 @@ from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.counting import Counting, peek_totals
 from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.journal import Journal, hash_id
-from edgekit_runtime.region import CAPACITY, FILE_BYTES, Kind, Labels, Region
+from edgekit_runtime.region import (
+    CAPACITY,
+    FILE_BYTES,
+    HEADER_BYTES,
+    RECORD,
+    Kind,
+    Labels,
+    Region,
+    Sight,
+)
 from edgekit_runtime.spool import Spool
 
 DISK, CLOCK = PosixDisk(), SystemClock()
@@ -69,7 +78,8 @@ def test_a_record_lost_to_a_power_cut_is_counted_without_details(tmp_path):
     region.close()
     path = tmp_path / "1.rgn"
     data = bytearray(path.read_bytes())
-    data[4096 + 40 :] = bytes(len(data) - 4096 - 40)  # only the first record's page survived
+    kept = HEADER_BYTES + RECORD.itemsize
+    data[kept:] = bytes(len(data) - kept)  # only the first record's page survived
     path.write_bytes(data)
     again = Region(path)
     assert again.inferences(0, 4) == again.counted == 4
@@ -107,9 +117,9 @@ def test_journal_counts_a_request_id_once_also_across_regions_and_restarts(tmp_p
     journal = Journal()
     journal.add(first)
     journal.add(second)
-    assert journal.record(first, Kind.PREDICTION, hash_id("x"), time=1.0, cls=2)
-    assert not journal.record(first, Kind.PREDICTION, hash_id("x"), time=1.0, cls=2)
-    assert not journal.record(second, Kind.PREDICTION, hash_id("x"), time=1.0, cls=2)
+    assert journal.record(first, Kind.PREDICTION, hash_id("x"), time=1.0, sight=Sight(2))
+    assert not journal.record(first, Kind.PREDICTION, hash_id("x"), time=1.0, sight=Sight(2))
+    assert not journal.record(second, Kind.PREDICTION, hash_id("x"), time=1.0, sight=Sight(2))
     assert journal.record(second, Kind.PREDICTION, 0, time=1.0)
     assert journal.record(second, Kind.PREDICTION, 0, time=1.0)
     again = Journal()
@@ -122,7 +132,7 @@ def test_feedback_joins_the_prediction_once(tmp_path):
     region = Region.create(DISK, tmp_path / "1.rgn", _labels())
     journal = Journal()
     journal.add(region)
-    journal.record(region, Kind.PREDICTION, hash_id("x"), time=1.0, cls=2)
+    journal.record(region, Kind.PREDICTION, hash_id("x"), time=1.0, sight=Sight(2))
     assert journal.feedback("unknown", 1, time=2.0) is None
     assert journal.feedback("x", 2, time=2.0) is True
     assert journal.feedback("x", 2, time=2.0) is True
@@ -134,7 +144,7 @@ def test_feedback_is_refused_when_the_ring_is_full(tmp_path):
     region = Region.create(DISK, tmp_path / "1.rgn", _labels())
     journal = Journal()
     journal.add(region)
-    journal.record(region, Kind.PREDICTION, hash_id("x"), time=1.0, cls=2)
+    journal.record(region, Kind.PREDICTION, hash_id("x"), time=1.0, sight=Sight(2))
     _append(region, CAPACITY - 1, start=10)
     with pytest.raises(ResourceError):
         journal.feedback("x", 2, time=2.0)

@@ -82,16 +82,18 @@ def test_memory_short_and_stalled(tmp_path):
 
 
 def test_heat_and_throttling(tmp_path):
-    zone, cpu = tmp_path / "thermal/thermal_zone0", tmp_path / "cpu/cpu0/cpufreq"
+    zone = tmp_path / "sys/class/thermal/thermal_zone0"
+    cpu = tmp_path / "sys/devices/system/cpu/cpu0/cpufreq"
     zone.mkdir(parents=True)
     cpu.mkdir(parents=True)
     (zone / "temp").write_text("51000\n")
     (cpu / "scaling_max_freq").write_text("1500000\n")
     (cpu / "cpuinfo_max_freq").write_text("1500000\n")
-    look = lambda: device.heat(tmp_path / "thermal", tmp_path / "cpu")  # noqa: E731
+    look = lambda: device.heat(tmp_path)  # noqa: E731
     assert look().status is Status.OK
     (cpu / "scaling_max_freq").write_text("600000\n")
-    assert "below their full speed" in look().detail
+    assert look().detail == "51 degrees C, throttled: cpu0 may not run at full speed"
+    (cpu / "scaling_max_freq").write_text("1500000\n")
     (zone / "temp").write_text("91000\n")
     assert look().detail == "91 degrees C"
     assert look().status is Status.WARN
