@@ -103,7 +103,12 @@ def balanced(figures: dict[str, Any]) -> bool:
 def image_bundle(writer: layouts.LayoutWriter, **options: Any) -> str:
     """A model of 8 x 8 RGB images that answers which channel is strongest."""
     x = InputSpec(
-        name="x", dtype="float32", shape=("n", SIDE, SIDE, 3), layout="NHWC", range=(0.0, 255.0)
+        name="x",
+        dtype="float32",
+        shape=("n", SIDE, SIDE, 3),
+        layout="NHWC",
+        range=(0.0, 255.0),
+        age_s_max=3600.0,
     )
     scores = OutputSpec(
         name="scores",

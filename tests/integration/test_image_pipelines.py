@@ -177,9 +177,15 @@ def test_images_are_sorted_into_done_and_hostile_files_into_failed(served):
         "decode": 4, "contract": 0, "too_large": 1, "unreadable": 3, "engine": 0, "internal": 0,
     }  # fmt: skip
     assert {each["label"] for each in lines(folder / "inbox.jsonl")} == {"green"}
-    # The same name again is another file.
-    (inbox / "a.jpg").write_bytes(_encoded("red", "JPEG", 40))
+    # The same name again is another file; an old one is flagged as the contract says.
+    old = inbox / "a.jpg.tmp"
+    old.write_bytes(_encoded("red", "JPEG", 40))
+    os.utime(old, (1e9, 1e9))
+    old.rename(inbox / "a.jpg")
     wait_for(lambda: len(list((inbox / "done").glob("a*.jpg"))) == 2, what="both kept")
+    *fresh, flagged = lines(folder / "inbox.jsonl")
+    assert flagged["flags"] == ["input_age"]
+    assert {tuple(each["flags"]) for each in fresh} == {()}
 
 
 def test_an_agent_that_stops_leaves_nothing_uncounted(served):

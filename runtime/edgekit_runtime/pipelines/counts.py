@@ -35,12 +35,13 @@ DROPPED = ("queue_full", "rate", "sampled", "stale", "ended")
 SINK_WORDS = ("delivered", "failed", "queue_full", "ended", "retries")
 _MAGIC = b"EKPIPE01"  # a change of the words needs another
 _HEADER_BYTES = 64
-_WORDS = ("starts", "state", "received", "inferred", "waits")
+_WORDS = ("starts", "state", "received", "inferred", "waits", "in_decoder", "suspect", "deaths")
 _REFUSED_AT = 16
 _DROPPED_AT = 32
 _SINKS_AT = 48
 _SINK_STRIDE = 8
 PAGE_BYTES = _HEADER_BYTES + 8 * (_SINKS_AT + _SINK_STRIDE * SINKS_MAX)
+DEATHS_MAX = 3  # of the process in the decoder, on one item: then that item is refused
 LOCK_S_MAX = 10.0  # for a killed agent's process to be gone
 
 
@@ -143,6 +144,21 @@ class Counts:
         with self._guard:
             self._words[_sink_word(index, name)] += count
 
+    def may_decode(self, item: int) -> bool:
+        """An item goes to a decoder, which may end the process; False: it did so too often.
+
+        ``item`` is a hash of its id, which is the same when the source gives it again.
+        """
+        suspected = item == self._words[_WORDS.index("suspect")]
+        if suspected and self._words[_WORDS.index("deaths")] >= DEATHS_MAX:
+            return False
+        self._words[_WORDS.index("in_decoder")] = item
+        return True
+
+    def decoded(self) -> None:
+        """The decoder has come back."""
+        self._words[_WORDS.index("in_decoder")] = 0
+
     @property
     def state(self) -> State:
         """What the process is doing."""
@@ -164,6 +180,12 @@ class Counts:
         self.add("starts")
         self.state = State.STARTING
         word = _WORDS.index
+        killer = words[word("in_decoder")]
+        if killer:
+            known = killer == words[word("suspect")]
+            words[word("deaths")] = words[word("deaths")] + 1 if known else 1
+            words[word("suspect")] = killer
+            words[word("in_decoder")] = 0
         settled = sum(words[_REFUSED_AT : _REFUSED_AT + len(REFUSED)])
         settled += sum(words[_DROPPED_AT : _DROPPED_AT + len(DROPPED)])
         lost = words[word("received")] - words[word("inferred")] - settled

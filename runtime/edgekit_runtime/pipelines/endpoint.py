@@ -99,15 +99,15 @@ class Endpoint:
         raw = self._ask("GET", self._model, b"", {})
         return _decoded(raw, Model)
 
-    def infer(self, request_id: str, arrays: Mapping[str, Array]) -> Answer:
-        """The answer to one sample.
+    def infer(self, request_id: str, arrays: Mapping[str, Array], taken_at: float) -> Answer:
+        """The answer to one sample, measured at ``taken_at`` (Unix seconds).
 
         Raises:
             AwayError: not now.
             BadInputError: the contract refuses it.
             EngineFailedError: the model failed on it.
         """
-        head, parts = _request(request_id, arrays)
+        head, parts = _request(request_id, arrays, taken_at)
         headers = {"Inference-Header-Content-Length": str(len(head))}
         raw = self._ask("POST", f"{self._model}/infer", b"".join([head, *parts]), headers)
         return _decoded(raw, Answer)
@@ -159,7 +159,9 @@ def retry_s(text: str | None) -> float | None:
     return min(RETRY_S_MAX, value) if math.isfinite(value) and value >= 0 else None
 
 
-def _request(request_id: str, arrays: Mapping[str, Array]) -> tuple[bytes, list[bytes]]:
+def _request(
+    request_id: str, arrays: Mapping[str, Array], taken_at: float
+) -> tuple[bytes, list[bytes]]:
     tensors, parts = [], []
     for name, array in arrays.items():
         parts.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
@@ -171,7 +173,10 @@ def _request(request_id: str, arrays: Mapping[str, Array]) -> tuple[bytes, list[
                 "parameters": {"binary_data_size": len(parts[-1])},
             }
         )
-    return msgspec.json.encode({"id": request_id, "inputs": tensors}), parts
+    # Read where a contract limits the age of its inputs.
+    parameters = {"taken_at": taken_at}
+    head = {"id": request_id, "parameters": parameters, "inputs": tensors}
+    return msgspec.json.encode(head), parts
 
 
 def _decoded(raw: bytes, kind: type[T]) -> T:

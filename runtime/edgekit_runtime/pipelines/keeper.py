@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -26,6 +28,7 @@ from edgekit_runtime.pipelines.counts import Figures
 from edgekit_runtime.pipelines.orders import STOP, Note, Order
 from edgekit_runtime.pipelines.spec import PipelineSpec
 from edgekit_runtime.ports import Clock, Disk
+from edgekit_runtime.stderr import Said
 from edgekit_runtime.supervision import Crashes, Ending, EndKind
 
 WATCH_S = 0.2
@@ -41,16 +44,24 @@ class _Child:
     def __init__(self, order: Order) -> None:
         """Start it. Raises `OSError`."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-m", "edgekit_runtime.sources", str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                )
-            except OSError:
-                ours.close()
-                raise
+        said, says = os.pipe()
+        os.set_blocking(said, False)
+        os.set_blocking(says, False)
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "edgekit_runtime.sources", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stderr=says,
+            )
+        except OSError:
+            ours.close()
+            os.close(said)
+            raise
+        finally:
+            theirs.close()
+            os.close(says)
+        self.said = Said(said, f"pipeline {order.spec.name}")
         self.channel = ours
         self.last_words = ""
         self._heard = b""
@@ -64,7 +75,8 @@ class _Child:
             self.channel.sendall(STOP)
 
     def notes(self) -> list[Note]:
-        """What it has said since."""
+        """What it has said since; what it wrote to stderr goes to the log."""
+        self.said.pump()
         with contextlib.suppress(OSError):  # nothing there, or it is gone
             while len(self._heard) < NOTES_BYTES_MAX:
                 data = self.channel.recv(65536)
@@ -82,6 +94,7 @@ class _Child:
     def close(self) -> None:
         """Hang up: it ends at once."""
         self.channel.close()
+        self.said.close()
 
 
 class _Kept:
@@ -109,9 +122,10 @@ class _Kept:
             log.log(level if isinstance(level, int) else logging.WARNING,
                     "pipeline %s: %s", self.name, note.text)  # fmt: skip
             if note.level == "CRITICAL":
-                child.last_words = note.text
+                child.last_words = note.text.partition("\n")[0]
         if code is None:
             return None
+        words = child.said.words()
         child.close()
         self.child = None
         if stopping and code == 0:
@@ -119,7 +133,8 @@ class _Kept:
         if child.last_words:
             reason = f"its process ended: {child.last_words}"
         else:
-            reason = supervision.describe_exit(code, who="its process").reason
+            ending = supervision.describe_exit(code, who="its process")
+            reason = replace(ending, words=words).story
         self.crashes.add(Ending(EndKind.CRASH, reason), now)
         return reason
 

@@ -30,6 +30,7 @@ from edgekit_runtime.pipelines.intake import Intake
 from edgekit_runtime.pipelines.orders import ORDER_BYTES_MAX, STOP, Note, Order
 from edgekit_runtime.pipelines.run import Runner
 from edgekit_runtime.sources.admission import Admission, Source
+from edgekit_runtime.stderr import Lossy
 
 GRACE_S = 3.0  # sinks have so long to deliver what waits; less than the agent's own patience
 NOTES_MAX = 20  # lines of log at once
@@ -131,6 +132,7 @@ def main() -> None:
     # Ctrl-C and a service manager's stop reach the whole group; the agent says when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.stderr = Lossy()
     faulthandler.enable()
     _offer_to_the_oom_killer()
     channel = socket.socket(fileno=int(sys.argv[1]))
@@ -149,11 +151,12 @@ def _serve(order: Order, heard: Heard) -> int:
     box: list[Process] = []
 
     def listen() -> None:
-        while line := heard():
-            if line == STOP:
-                stop.set()
-                if box:
-                    box[0].stop()
+        with contextlib.suppress(OSError):  # a reset: it is gone, too
+            while line := heard():
+                if line == STOP:
+                    stop.set()
+                    if box:
+                        box[0].stop()
         os._exit(0)  # the agent is gone
 
     threading.Thread(target=listen, name="agent", daemon=True).start()

@@ -17,8 +17,9 @@ from typing import Protocol
 from edgekit.contracts.backoff import Backoff
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import BadInputError, EdgekitError
+from edgekit_runtime.journal import hash_id
 from edgekit_runtime.pipelines import answers, decode
-from edgekit_runtime.pipelines.counts import Counts, State
+from edgekit_runtime.pipelines.counts import DEATHS_MAX, Counts, State
 from edgekit_runtime.pipelines.endpoint import (
     Answer,
     AwayError,
@@ -123,7 +124,7 @@ class Runner:
                 arrays = arrays or self._arrays(item, contract)
                 if arrays is None:
                     return None
-                answer = self._endpoint.infer(item.id, arrays)
+                answer = self._endpoint.infer(item.id, arrays, item.at)
             except AwayError as exc:
                 if not self._wait(item, exc, backoff):
                     return None
@@ -137,11 +138,16 @@ class Runner:
                 return answer
 
     def _arrays(self, item: Item, contract: Contract) -> dict[str, Array] | None:
+        if not self._counts.may_decode(hash_id(item.id)):
+            self._refuse(item, "decode", f"it ended the process {DEATHS_MAX} times")
+            return None
         try:
             return decode.arrays_of(contract, self._spec.source, item.payload)
         except EdgekitError as exc:
             self._refuse(item, "decode", exc.message)
             return None
+        finally:
+            self._counts.decoded()
 
     def _probe(self) -> Contract:
         """The contract of what serves now. Raises `AwayError` when nothing does."""

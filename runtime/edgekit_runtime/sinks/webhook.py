@@ -26,7 +26,7 @@ class WebhookCaller:
         self._secure = parts.scheme == "https"
         self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         # Keys and tokens stand in headers and in the query: they are not told.
-        self._shown = f"{parts.scheme}://{self._host}{parts.path}"
+        self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         self._connection: http.client.HTTPConnection | None = None
 
     def deliver(self, line: Line) -> None:

@@ -223,6 +223,17 @@ def test_what_a_killed_process_had_in_hand_is_dropped_by_the_next(tmp_path):
     assert counts.read(disk, tmp_path, _spec(share=0.5)) is None  # another table, other counts
 
 
+def test_an_item_that_ended_the_process_three_times_in_a_row_is_not_decoded_again(tmp_path):
+    tries = []
+    for _ in range(counts.DEATHS_MAX + 1):
+        page = Counts(PosixDisk(), tmp_path, _spec())
+        assert page.may_decode(5)
+        page.decoded()
+        tries.append(page.may_decode(7))
+        page.close()  # in the decoder, as a crash there does
+    assert tries == [True] * counts.DEATHS_MAX + [False]
+
+
 def test_a_page_that_is_not_one_is_made_anew(tmp_path):
     spec = _spec()
     folder = tmp_path / counts.FOLDER
