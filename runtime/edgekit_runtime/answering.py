@@ -56,7 +56,8 @@ class Answerer:
         if seen.error is not None:
             if seen.kind is Kind.REJECTED:
                 return Reply(400, oip.error(seen.error.message))
-            log.error("%s %s: %s", self._model, self._session.place.version, seen.error.message)
+            who = f"{self._model} {self._session.place.version}, request {asked.id or '-'}"
+            log.error("%s: %s", who, seen.error.message)
             return Reply(500, oip.error(seen.error.message))
         place = self._session.place
         label = oip.Label(self._model, place.version, place.slot)

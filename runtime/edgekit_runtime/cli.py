@@ -69,7 +69,7 @@ def run(config: ConfigOption) -> None:
     sockets = server.bind(loaded)
     try:
         built = wiring.build(loaded)
-        server.serve(built, sockets)
+        server.serve(built, sockets, state)
     finally:
         loaded.socket_path.unlink(missing_ok=True)
         lock.release()

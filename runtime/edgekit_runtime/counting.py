@@ -6,8 +6,12 @@ between the two is mended at start: the spool tells how far each region was drai
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.frames import Lane
@@ -17,7 +21,7 @@ from edgekit_runtime.monitors import windows
 from edgekit_runtime.planner import Trial
 from edgekit_runtime.ports import Clock, Disk
 from edgekit_runtime.region import CAPACITY, Kind, Labels, Region
-from edgekit_runtime.shelf import Shelf
+from edgekit_runtime.shelf import Shelf, leased
 from edgekit_runtime.spool import Spool
 
 _SUFFIX = ".rgn"
@@ -26,28 +30,35 @@ _OUTPUT_NAN = int(Flags.OUTPUT_NAN)
 
 
 class TrialCounter:
-    """Counts what a region recorded on trial; after a restart only what the ring still holds."""
+    """Counts what was recorded on trial; after a restart only what the rings still hold."""
 
     def __init__(
-        self, region: Region, started: float, *, before_s: float = 0.0, fresh: bool = True
+        self,
+        region: Region,
+        started: float,
+        *,
+        before_s: float = 0.0,
+        fresh: bool = True,
+        beside: Callable[[Labels], Sequence[Region]] = lambda _labels: (),
     ) -> None:
+        """``beside``: where else the same slot is counted, by applications that embed it."""
         self.region = region
         self._started = started
         self._before_s = before_s
-        self._position = region.head if fresh else max(0, region.head - CAPACITY)
+        self._beside = beside
         self._n = self._errors = self._nan = 0
+        self._positions: dict[str, int] = {}  # by region
+        for each in self._regions() if fresh else ():
+            self._positions[each.region] = each.head
 
     def move(self, region: Region, now: float) -> None:
         """The same trial goes on under other labels."""
         self.read(now)
-        self.region, self._position = region, region.head
+        self.region, self._positions[region.region] = region, region.head
 
     def read(self, now: float) -> Trial:
         """Figures up to now (monotonic seconds)."""
-        head = self.region.settled()
-        first = max(self._position, head - CAPACITY)
-        found = self.region.records(first, head)[self.region.intact(first, head)]
-        self._position = max(self._position, head)
+        found = np.concatenate([self._new(region) for region in self._regions()])
         kinds, flags = found["kind"], found["flags"]
         errors = int((kinds == Kind.ERROR).sum())
         predictions = kinds == Kind.PREDICTION
@@ -56,6 +67,17 @@ class TrialCounter:
         self._n += int(predictions.sum()) + errors
         seconds = self._before_s + now - self._started
         return Trial(n=self._n, errors=self._errors, nan=self._nan, seconds=seconds)
+
+    def _regions(self) -> list[Region]:
+        return [self.region, *self._beside(self.region.labels)]
+
+    def _new(self, region: Region) -> npt.NDArray[np.void]:
+        """What was recorded in ``region`` since it was last looked at."""
+        head = region.settled()
+        position = self._positions.get(region.region, 0)
+        first = max(position, head - CAPACITY)
+        self._positions[region.region] = max(position, head)
+        return region.records(first, head)[region.intact(first, head)]
 
 
 class Counting:
@@ -87,11 +109,38 @@ class Counting:
             if region.labels == labels:
                 self._current[labels.model] = region
                 return region
+        region = self._create(labels)
+        self._current[labels.model] = region
+        return region
+
+    def lend(self, labels: Labels) -> Region:
+        """A new region for the application that ``labels.session`` names: it has no other writer.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        assert labels.session
+        return self._create(labels)
+
+    def beside(self, labels: Labels) -> list[Region]:
+        """Where applications count what ``labels`` call the same slot."""
+        worker = msgspec.structs.replace(labels, session="")
+        return [
+            region
+            for region in self.shelf(labels.model).regions()
+            if region.labels.session
+            and msgspec.structs.replace(region.labels, session="") == worker
+        ]
+
+    def leased(self) -> list[str]:
+        """Digests of bundles that an application may still run or be about to load."""
+        return sorted({region.labels.digest for region in self._regions() if leased(region)})
+
+    def _create(self, labels: Labels) -> Region:
         numbers = [int(name.removesuffix(_SUFFIX)) for name in self._names()]
         path = self._root / f"{max(numbers, default=0) + 1:08d}{_SUFFIX}"
         region = Region.create(self._disk, path, labels)
-        shelf.add(region)
-        self._current[labels.model] = region
+        self.shelf(labels.model).add(region)
         return region
 
     def drain(self) -> int:

@@ -22,6 +22,7 @@ from edgekit_runtime.counting import TrialCounter
 from edgekit_runtime.deployment import Deployment, Environment
 from edgekit_runtime.hosted import Hosted
 from edgekit_runtime.jobs import Done, JobRunner
+from edgekit_runtime.lending import Lending
 from edgekit_runtime.machine import Event
 from edgekit_runtime.planner import Facts
 from edgekit_runtime.ports import Loaded
@@ -43,6 +44,7 @@ class Deployer:
         self._kept = Deployment(env)
         self._clean_start = self.record.clean
         self._hosted = Hosted(env)
+        self._lending = Lending(env, self._hosted)
         self._trials: dict[str, TrialCounter] = {}
         self._jobs = JobRunner(env.wake)
         self._preparing = Preparation(env, self._kept, self._jobs)
@@ -81,6 +83,7 @@ class Deployer:
         """Do what is to be done now; whether anything happened."""
         changed = self._jobs.take()
         changed |= self._hosted.take_ends()
+        changed |= self._lending.hear(self.record)
         for _ in range(STEPS_MAX):
             desired, self._desired = self._desired, None
             plan = planner.plan(self.record, desired, self._facts())
@@ -89,8 +92,9 @@ class Deployer:
             changed = True
             for step in plan:
                 self._execute(step)
+        self._lending.tell(self.record)
         if changed and not self._jobs.busy:
-            self._env.store.collect(self.record.bundles())
+            self._env.store.collect([*self.record.bundles(), *self._env.counting.leased()])
         return changed
 
     def checkpoint(self, *, clean: bool = False) -> None:
@@ -118,6 +122,7 @@ class Deployer:
             waits=self._preparing.waits(),
             trials={name: trial.read(now) for name, trial in self._trials.items()},
             ends=self._hosted.ends(),
+            lost=self._hosted.lost(),
             clean_start=self._clean_start,
             containers=images is not None,
             untidy=untidy and now >= self._tidy_at,
@@ -154,6 +159,10 @@ class Deployer:
             self._activate(step)
         elif isinstance(step, steps.Load):
             self._load(step)
+        elif isinstance(step, steps.SpendTry):
+            tries = self._kept.model(step.model).tries
+            self._kept.change(step.model, None, tries=tries - 1)
+            self._hosted.charged(step.model)
         elif isinstance(step, steps.Confirm):
             self._trials.pop(step.model, None)
             self._kept.change(
@@ -238,7 +247,8 @@ class Deployer:
         region = self._serve(step.model, loaded)
         self._trials.pop(step.model, None)
         if not step.proven:
-            self._trials[step.model] = TrialCounter(region, self._env.clock.monotonic())
+            now, beside = self._env.clock.monotonic(), self._env.counting.beside
+            self._trials[step.model] = TrialCounter(region, now, beside=beside)
 
     def _load(self, step: steps.Load) -> None:
         model = self._kept.model(step.model)
@@ -281,7 +291,13 @@ class Deployer:
         if trial is not None:
             trial.move(region, now)
         elif not model.confirmed:
-            self._trials[name] = TrialCounter(region, now, before_s=model.trial_s, fresh=False)
+            self._trials[name] = TrialCounter(
+                region,
+                now,
+                before_s=model.trial_s,
+                fresh=False,
+                beside=self._env.counting.beside,
+            )
 
     def _revert(self, name: str, reason: str) -> None:
         model = self._kept.model(name)

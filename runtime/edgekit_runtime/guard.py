@@ -25,6 +25,8 @@ class Flags(IntFlag):
     INPUT_RANGE = 2
     CLAMP = 4  # at least one value has to be (or was) clamped into its range
     OUTPUT_NAN = 8
+    STALE = 16  # answered by another bundle than the device has active; only where embedded
+    SHADOW_DISAGREED = 32  # reserved: a candidate that saw the same input answered otherwise
 
     @property
     def violation(self) -> bool:

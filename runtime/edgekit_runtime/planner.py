@@ -18,6 +18,7 @@ from edgekit_runtime.record import DeploymentRecord, ModelRecord
 from edgekit_runtime.steps import Step
 from edgekit_runtime.supervision import CRASH_WINDOW_S, CRASHES_MAX, Ending, EndKind
 
+_SPENT = "crash loop: every try to run it was spent"
 PREPARING = frozenset(
     {
         SlotState.FETCHING,
@@ -59,6 +60,7 @@ class Facts:
     waits: frozenset[str] = frozenset()  # models whose next attempt to prepare is not due
     trials: Mapping[str, Trial] = field(default_factory=dict)
     ends: Mapping[str, Ended] = field(default_factory=dict)  # models whose worker ended
+    lost: Mapping[str, Ended] = field(default_factory=dict)  # on trial in applications that ended
     clean_start: bool = False  # the process before this one stopped in order
     containers: bool = False  # this device runs images
     untidy: bool = False  # containers may have been left behind, and it is time to look
@@ -159,6 +161,9 @@ def _advance(name: str, model: ModelRecord, facts: Facts) -> list[Step]:
         reason = _unfit(model.policy, facts.trials.get(name, Trial()))
         if reason:
             return [steps.Revert(name, reason)]
+        lost = facts.lost.get(name)
+        if lost is not None:
+            return [_charge(name, model, lost)]
     if model.state in PREPARING and model.candidate is not None:
         return _prepare(name, model, model.candidate, facts)
     if model.state is SlotState.TRIAL:
@@ -180,6 +185,13 @@ def _serve_again(name: str, model: ModelRecord, facts: Facts) -> list[Step]:
     return [steps.Load(name, spend_try=not model.confirmed and not blameless)]
 
 
+def _charge(name: str, model: ModelRecord, lost: Ended) -> Step:
+    """The bundle goes on in other processes; what has ended costs as much as a worker's crash."""
+    if model.tries <= 0:
+        return steps.Revert(name, f"{_SPENT}, at last {lost.ending.reason}")
+    return steps.SpendTry(name)
+
+
 def _unfit_to_run(model: ModelRecord, ended: Ended | None) -> str:
     """Why what ended must not be started again; empty when it may be."""
     why = ended.ending.reason if ended is not None else ""
@@ -190,7 +202,7 @@ def _unfit_to_run(model: ModelRecord, ended: Ended | None) -> str:
             return why  # a hang or a leak is the bundle's own; a crash may be anyone's, once
         if model.tries <= 0:
             last = f", at last {why}" if why else ""
-            return f"crash loop: every try to run it was spent{last}"
+            return f"{_SPENT}{last}"
     elif ended is not None and ended.count >= CRASHES_MAX and model.fallback is not None:
         return f"crash loop: {ended.count} times within {CRASH_WINDOW_S:.0f} s, at last {why}"
     return ""

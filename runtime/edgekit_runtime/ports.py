@@ -1,8 +1,8 @@
 """What the agent needs from outside, as protocols; `edgekit_runtime.wiring` builds the adapters.
 
 Every write to the state folder goes through `Disk`, so that a test can cut power at each write,
-fsync and rename. Apart from that are only the lock, the mapped counter rings, and runtimes, which
-`edgekit.contracts.device.bootstrap` unpacks beside everything and gives their name at the end.
+fsync and rename. Apart from that are only the lock, sockets, the mapped counter rings and runtimes,
+which `edgekit.contracts.device.bootstrap` unpacks beside everything and names at the end.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ class Result:
     flags: Flags
     request_id: str | None
     counted: bool  # False: this request id was counted before
+    latency_s: float = 0.0  # of the model alone, guard and preprocessing included
 
 
 class Seen(NamedTuple):
@@ -83,13 +84,35 @@ class Session:
         if seen.error is not None:
             raise seen.error
         place = self.place
-        return Result(seen.outputs, place.version, place.slot, seen.flags, request_id, seen.counted)
+        return Result(
+            seen.outputs,
+            place.version,
+            place.slot,
+            seen.flags,
+            request_id,
+            seen.counted,
+            seen.latency_us / 1e6,
+        )
 
-    def call(self, arrays: Mapping[str, Array], request: int) -> Seen:
-        """Like `infer`, for hosts: failures are in the answer; ``request`` is a `hash_id`."""
+    def call(
+        self, arrays: Mapping[str, Array], request: int, *, rows: bool = False, also: int = 0
+    ) -> Seen:
+        """Like `infer`, for hosts: failures are in the answer.
+
+        Args:
+            arrays: inputs by name.
+            request: a `hash_id`.
+            rows: take any number of rows, also where the model has a fixed batch size.
+            also: flags that the host has a reason to set.
+
+        Raises:
+            MemoryError: see `infer`.
+        """
         begun = time.perf_counter_ns()
         try:
-            outputs, flags = self.predictor.predict(arrays)
+            predict = self.predictor.predict_rows if rows else self.predictor.predict
+            outputs, flags = predict(arrays)
+            flags |= also
         except GuardError as exc:
             # Not an inference: its id stays free.
             self._count(Kind.REJECTED, 0, 0.0)

@@ -11,6 +11,7 @@ from edgekit.contracts.messages import DeviceProfile
 from edgekit.engine import opened
 from edgekit_runtime import agent, prestart, profile
 from edgekit_runtime.agent import Agent, Parts
+from edgekit_runtime.applications import Applications
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.config import AgentConfig
 from edgekit_runtime.containers import slots
@@ -26,7 +27,8 @@ from edgekit_runtime.front import Front, Limits
 from edgekit_runtime.golden_watch import GoldenWatch
 from edgekit_runtime.link import MqttLink
 from edgekit_runtime.loop import Loop
-from edgekit_runtime.ports import Fetcher
+from edgekit_runtime.ports import Fetcher, Host
+from edgekit_runtime.proving import ProvingHost
 from edgekit_runtime.record import DeploymentRecord
 from edgekit_runtime.self_update import BLOBS, RuntimeUpdater, Surroundings
 from edgekit_runtime.spool import Spool, SpoolLimits
@@ -48,6 +50,7 @@ class Built:
     loop: Loop
     front: Front
     host: WorkerHost
+    applications: Applications
 
 
 def detect_profile(config: AgentConfig) -> DeviceProfile:
@@ -65,10 +68,15 @@ def build(config: AgentConfig) -> Built:
     disk, clock, verifier = PosixDisk(), SystemClock(), DigestVerifier()
     described = detect_profile(config)
     containers = _containers(config)
-    host = _host(config, disk, containers)  # first of all: its processes start while we read
+    workers = _host(config, disk, containers)  # first of all: its processes start while we read
+    host: Host = workers if config.serve.workers else ProvingHost(workers)
     wake = threading.Event()
     loop = Loop()
     front = Front(loop, _limits(config), Control(), woken=wake.set)
+    serve = config.serve
+    applications = Applications(
+        loop, sessions_max=serve.sessions_max, threads=serve.threads, woken=wake.set
+    )
     limits = SpoolLimits(bytes_max=config.spool.bytes_max)
     spool = Spool.open(disk, state / "spool", clock, limits)
     counting = Counting(disk, state / "regions", clock, spool)
@@ -86,6 +94,7 @@ def build(config: AgentConfig) -> Built:
             wake=wake.set,
             serving_changed=front.changed,
             images=containers[1] if containers else None,
+            applications=applications,
             runtime_on_trial=os.environ.get("EDGEKIT_SUPERVISOR") == "trial",
         )
     )
@@ -128,7 +137,7 @@ def build(config: AgentConfig) -> Built:
         disk.replace(state / FIRST_INFERENCE, f"{seconds:.3f}\n".encode())
 
     built = Agent(parts, on_first_inference=save_first)
-    return Built(built, loop, front, host)
+    return Built(built, loop, front, workers, applications)
 
 
 def _limits(config: AgentConfig) -> Limits:
@@ -173,7 +182,7 @@ def _host(
     )
     host = WorkerHost(state, limits, containers=containers[0] if containers else None)
     record = TwoCopy(disk, state, RECORD, DeploymentRecord).peek().value
-    for name, model in record.models.items() if record is not None else ():
+    for name, model in record.models.items() if record is not None and serve.workers else ():
         if model.active is not None and model.active.image is None:
             # The engine's library and the model load while the agent reads its spool.
             host.load_ahead(name, model.active, model.policy)

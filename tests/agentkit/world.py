@@ -214,6 +214,14 @@ class Manager:
         self._client.publish(topic, self._desired[topic], qos=1, retain=True)
         return gen
 
+    def remove(self, device: str) -> int:
+        """Nothing is desired any more; returns the generation that says so."""
+        gen = self._gens[device] = self._gens.get(device, 0) + 1
+        topic = topics.Address("default", ids.shard_of(device), device).topic(topics.DESIRED)
+        self._desired[topic] = codec.seal(Desired(gen=gen, config=self._config))
+        self._client.publish(topic, self._desired[topic], qos=1, retain=True)
+        return gen
+
     def model(self, device: str):
         report = self.reported.get(device)
         return report.models.get("meter") if report else None

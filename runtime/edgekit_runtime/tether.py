@@ -1,0 +1,165 @@
+"""An application's end of the agent's private socket: never waits once it is open.
+
+What the agent says is looked at between calls. When the agent goes away, connecting is tried again
+with growing pauses; nothing is lost meanwhile, because counting needs no agent.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from pathlib import Path
+from time import monotonic
+
+import msgspec
+
+from edgekit.contracts.backoff import Backoff
+from edgekit.contracts.errors import BugError, UnavailableError
+from edgekit_runtime import sockets, wire
+from edgekit_runtime.sockets import Shortened
+from edgekit_runtime.wire import Channel, Frame, FrameKind
+
+RETRY_S_BASE = 0.5
+RETRY_S_MAX = 30.0  # an agent that was updated has this long to miss us
+_NEWS = frozenset({FrameKind.ACTIVE, FrameKind.ABSENT, FrameKind.FAILED})
+
+
+class Tether:
+    """Not thread-safe."""
+
+    def __init__(self, path: Path, hello: wire.Hello) -> None:
+        """Not connected yet; ``hello`` is what to say whenever we are."""
+        self._path = path
+        self.hello = hello
+        self._channel: Channel | None = None
+        self._poll = select.poll()
+        self._backoff = Backoff(base_s=RETRY_S_BASE, cap_s=RETRY_S_MAX)
+        self._retry_at = 0.0
+        self._closed = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether an agent listens, as far as we know."""
+        return self._channel is not None
+
+    def connect(self) -> None:
+        """Connect and say hello.
+
+        Raises:
+            UnavailableError: no agent listens there, or not ours.
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            with Shortened(self._path.parent) as folder:
+                sock.connect(str(folder / self._path.name))
+            _, uid = sockets.peer(sock)
+        except OSError as exc:
+            sock.close()
+            raise UnavailableError(
+                f"no agent answers on {self._path}: {exc.strerror or exc}",
+                hint="start it (edgekit-agent run --config …), as the same user as this one",
+            ) from exc
+        if not sockets.trusted(uid):
+            sock.close()
+            raise UnavailableError(
+                f"{self._path} belongs to user {uid}, this is user {os.geteuid()}",
+                hint="run the application as the agent's user",
+            )
+        self._channel = Channel(sock)
+        self._poll.register(sock, select.POLLIN)
+        self._backoff.reset()
+        self.say(FrameKind.HELLO, self.hello)
+
+    def wait(self, timeout_s: float) -> Frame:
+        """The first news after `connect`.
+
+        Raises:
+            UnavailableError: there is none in time, or the agent hung up.
+        """
+        end = monotonic() + timeout_s
+        while self._channel is not None:
+            left_s = end - monotonic()
+            if left_s <= 0:
+                raise UnavailableError(
+                    f"the agent did not say within {timeout_s:g} s what to run",
+                    hint="edgekit-agent status says how far it is",
+                )
+            self._poll.poll(left_s * 1000)
+            found = self._read()
+            if found is not None:
+                return found
+        raise UnavailableError("the agent hung up", hint="edgekit-agent logs says why")
+
+    def news(self) -> Frame | None:
+        """The newest thing the agent wants, None when there is nothing new. Never waits."""
+        if self._channel is None:
+            self._connect_again()
+        if self._channel is None or not self._poll.poll(0):
+            return None
+        return self._read()
+
+    def say(self, kind: FrameKind, value: object = None) -> None:
+        """Tell the agent, if there is one."""
+        if self._channel is None:
+            return
+        meta = b"" if value is None else msgspec.json.encode(value)
+        try:
+            self._channel.send(Frame(kind, meta))
+        except OSError:
+            self._lose()
+
+    def close(self) -> None:
+        """Say goodbye."""
+        self._closed = True
+        self.say(FrameKind.GOODBYE)
+        self._lose()
+
+    def abandon(self) -> None:
+        """In a child that was forked: let go of the parent's connection without a word."""
+        self._closed = True
+        self._lose()
+
+    def _connect_again(self) -> None:
+        if self._closed or monotonic() < self._retry_at:
+            return
+        self._retry_at = monotonic() + self._backoff.next_delay_s()
+        try:
+            self.connect()
+        except UnavailableError:
+            return  # later
+
+    def _read(self) -> Frame | None:
+        """The newest frame that matters, of all that were received."""
+        assert self._channel is not None
+        newest: Frame | None = None
+        while self._channel is not None:
+            try:
+                frames = self._channel.receive()
+            except BlockingIOError:
+                break
+            except (OSError, BugError):
+                frames = None
+            if frames is None:
+                self._lose()
+                break
+            for frame in frames:
+                if frame.kind in _NEWS:
+                    discard(newest)
+                    newest = frame
+                else:
+                    discard(frame)
+        return newest
+
+    def _lose(self) -> None:
+        if self._channel is not None:
+            self._poll.unregister(self._channel.socket)
+            self._channel.close()
+            self._channel = None
+
+
+def discard(frame: Frame | None) -> None:
+    """Close what came along."""
+    for descriptor in frame.descriptors if frame is not None else ():
+        os.close(descriptor)
