@@ -37,17 +37,15 @@ from edgekit.contracts.errors import (
     UsageError,
 )
 from edgekit.contracts.oci import LayoutReader
-from edgekit_runtime import config as configuration
-from edgekit_runtime import fitness, session, wire
+from edgekit_runtime import fitness, session, tether, wire
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.errors import DeadlineError, NotServingError
 from edgekit_runtime.guard import Flags
-from edgekit_runtime.journal import hash_id
 from edgekit_runtime.ports import Array
 from edgekit_runtime.region import Region
 from edgekit_runtime.session import Place, Result
 from edgekit_runtime.tether import Tether, discard
-from edgekit_runtime.wire import SESSIONS_SOCKET, Frame, FrameKind
+from edgekit_runtime.wire import Frame, FrameKind
 
 OPEN_S = 30.0  # an agent that starts has its own model to load first
 AGAIN_S = 30.0  # between attempts to load what could not be loaded
@@ -115,7 +113,7 @@ class Session:
             BadInputError: the bundle was altered, or cannot run here.
             ResourceError: no memory for it.
         """
-        found = cls(model, _socket_path(state_dir, config, socket), threads=threads)
+        found = cls(model, tether.socket_path(state_dir, config, socket), threads=threads)
         try:
             found._tether.connect()
             found._heed(found._tether.wait(timeout_s), first=True)
@@ -250,21 +248,14 @@ class Session:
         self, core: session.Session, inputs: Mapping[str, Array], request_id: str | None
     ) -> Result:
         stale = Flags.STALE if self._unloaded is not None else Flags.NONE
-        seen = core.call(inputs, hash_id(request_id), rows=True, also=stale)
-        place = core.place
-        if seen.error is not None:
-            who = f"{self.model} {place.version}, request {request_id or '-'}"
-            log.warning("%s: %s", who, seen.error.message)
-            raise seen.error
-        return Result(
-            seen.outputs,
-            place.version,
-            place.slot,
-            seen.flags,
-            request_id,
-            seen.counted,
-            seen.latency_us / 1e6,
-        )
+        try:
+            return core.infer(inputs, request_id=request_id, rows=True, also=stale)
+        except EdgekitError as exc:
+            version = core.place.version
+            log.warning(
+                "%s %s, request %s: %s", self.model, version, request_id or "-", exc.message
+            )
+            raise
 
     def _check(self) -> None:
         if self._closed:
@@ -389,20 +380,3 @@ def _expected(exc: EdgekitError | MemoryError) -> EdgekitError:
     if isinstance(exc, MemoryError) or session.is_memory(exc):
         return ResourceError("out of memory while loading")
     return exc
-
-
-def _socket_path(
-    state_dir: Path | str | None, config: Path | str | None, socket: Path | str | None
-) -> Path:
-    given = [each for each in (state_dir, config, socket) if each is not None]
-    if len(given) != 1:
-        raise UsageError(
-            f"{len(given)} of state_dir, config and socket are given",
-            hint="name the agent in exactly one way",
-        )
-    if socket is not None:
-        return Path(socket).absolute()
-    if config is not None:
-        state_dir = configuration.load(Path(config), os.environ).device.state_dir
-    assert state_dir is not None
-    return Path(state_dir).absolute() / SESSIONS_SOCKET

@@ -68,19 +68,28 @@ class Session:
         self.place = place
         self._clock = clock
 
-    def infer(self, arrays: Mapping[str, Array], *, request_id: str | None = None) -> Result:
+    def infer(
+        self,
+        arrays: Mapping[str, Array],
+        *,
+        request_id: str | None = None,
+        rows: bool = False,
+        also: int = 0,
+    ) -> Result:
         """Run the model once and count it.
 
         Args:
             arrays: inputs by name, as the contract declares them.
             request_id: counted once, however often it is sent.
+            rows: see `call`.
+            also: see `call`.
 
         Raises:
             GuardError: an input breaks the contract (counted as a violation).
             EngineError: the engine failed (counted as an error).
             MemoryError: an allocation failed; not counted.
         """
-        seen = self.call(arrays, hash_id(request_id))
+        seen = self.call(arrays, hash_id(request_id), rows=rows, also=also)
         if seen.error is not None:
             raise seen.error
         place = self.place

@@ -15,7 +15,8 @@ from time import monotonic
 import msgspec
 
 from edgekit.contracts.backoff import Backoff
-from edgekit.contracts.errors import BugError, UnavailableError
+from edgekit.contracts.errors import BugError, UnavailableError, UsageError
+from edgekit_runtime import config as configuration
 from edgekit_runtime import sockets, wire
 from edgekit_runtime.sockets import Shortened
 from edgekit_runtime.wire import Channel, Frame, FrameKind
@@ -163,3 +164,25 @@ def discard(frame: Frame | None) -> None:
     """Close what came along."""
     for descriptor in frame.descriptors if frame is not None else ():
         os.close(descriptor)
+
+
+def socket_path(
+    state_dir: Path | str | None, config: Path | str | None, socket: Path | str | None
+) -> Path:
+    """Where the agent listens that is named in one of three ways.
+
+    Raises:
+        UsageError: it is named in none or several, or the configuration is wrong.
+        BadInputError: the configuration cannot be read.
+    """
+    given = [each for each in (state_dir, config, socket) if each is not None]
+    if len(given) != 1:
+        raise UsageError(
+            f"{len(given)} of state_dir, config and socket are given",
+            hint="name the agent in exactly one way",
+        )
+    if config is not None:
+        state_dir = configuration.load(Path(config), os.environ).device.state_dir
+    if state_dir is not None:
+        return Path(state_dir).absolute() / wire.SESSIONS_SOCKET
+    return Path(str(socket)).absolute()
