@@ -89,7 +89,7 @@ class Control:
         manifest = live.loaded.manifest
         label = oip.Label(route.model, live.ref.version, live.slot)
         platform = f"{manifest.engine}_{manifest.target}"
-        return Reply(200, oip.metadata(label, platform, live.loaded.contract))
+        return Reply(200, oip.metadata(label, platform, live.loaded.contract, live.ref.compose))
 
 
 def _live(lane: Lane) -> Live:

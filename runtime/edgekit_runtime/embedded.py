@@ -20,8 +20,9 @@ import os
 import secrets
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -29,6 +30,7 @@ from types import TracebackType
 import msgspec
 from typing_extensions import Self
 
+from edgekit.contracts.composition import Link
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import (
     EdgekitError,
@@ -37,7 +39,7 @@ from edgekit.contracts.errors import (
     UsageError,
 )
 from edgekit.contracts.oci import LayoutReader
-from edgekit_runtime import fitness, session, tether, wire
+from edgekit_runtime import composition, fitness, session, tether, wire
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.errors import DeadlineError, NotServingError
 from edgekit_runtime.guard import Flags
@@ -71,7 +73,9 @@ class Session:
     def __init__(self, model: str, path: Path, *, threads: int | None) -> None:
         """Use `open`."""
         self.model = model
+        self._path = path
         self._threads = threads
+        self._sources: dict[str, Session] = {}  # of models that feed this one
         self._lock = threading.Lock()
         self._clock = SystemClock()
         self._held: _Held | None = None
@@ -82,8 +86,7 @@ class Session:
         self._closed = False
         self._tether = Tether(path, wire.Hello(model=model, session=secrets.token_hex(8)))
         # Also when the interpreter ends without `close`: only an end that is no end is a crash.
-        self._closer = weakref.finalize(self, _Closer(self._tether, self._pid))
-        _SESSIONS.add(self)
+        self._closer = weakref.finalize(self, self._tether.close)
 
     @classmethod
     def open(
@@ -164,7 +167,7 @@ class Session:
                 raise self._nothing()
             if until is not None and monotonic() >= until:
                 raise DeadlineError(f"{self.model}: the time was over before the model was asked")
-            result = self._ask(held.core, inputs, request_id)
+            result = self._ask(held.core, inputs, request_id, until)
         finally:
             self._lock.release()
         if until is not None and monotonic() > until:
@@ -230,6 +233,7 @@ class Session:
             self._closed = True
             self._closer()
             self._release()
+            self._keep_sources(())
 
     def __enter__(self) -> Self:
         return self
@@ -245,17 +249,44 @@ class Session:
     # --- one call ------------------------------------------------------------------------------
 
     def _ask(
-        self, core: session.Session, inputs: Mapping[str, Array], request_id: str | None
+        self,
+        core: session.Session,
+        inputs: Mapping[str, Array],
+        request_id: str | None,
+        until: float | None,
     ) -> Result:
         stale = Flags.STALE if self._unloaded is not None else Flags.NONE
+        sources: dict[str, str] = {}
+        if core.place.links:
+            own = {spec.name for spec in core.predictor.contract.inputs}
+            ask = partial(self._ask_source, request_id, until)
+            inputs, sources = composition.feed(core.place.links, own, inputs, ask)
         try:
-            return core.infer(inputs, request_id=request_id, rows=True, also=stale)
+            result = core.infer(inputs, request_id=request_id, rows=True, also=stale)
+            return replace(result, sources=sources) if sources else result
         except EdgekitError as exc:
             version = core.place.version
             log.warning(
                 "%s %s, request %s: %s", self.model, version, request_id or "-", exc.message
             )
             raise
+
+    def _ask_source(
+        self,
+        request_id: str | None,
+        until: float | None,
+        model: str,
+        inputs: Mapping[str, Array],
+        _names: Sequence[str],
+    ) -> tuple[Mapping[str, Array], str]:
+        """Another model feeds this one: it runs in a session of its own."""
+        if model not in self._sources:
+            wait_s = OPEN_S if until is None else max(0.0, until - monotonic())
+            self._sources[model] = Session.open(
+                model, socket=self._path, threads=self._threads, timeout_s=wait_s
+            )
+        found = self._sources[model].infer_until(inputs, request_id, until)
+        return found.outputs, found.version
 
     def _check(self) -> None:
         if self._closed:
@@ -305,7 +336,8 @@ class Session:
     def _adopt(self, frame: Frame, active: wire.Active, *, first: bool) -> None:
         """Run what the agent says, from the next call on; or go on as before, and say so."""
         content, held = active.ref.content, self._held
-        if active.keep:
+        if active.keep and held is not None:
+            held.core.place = replace(held.core.place, links=active.ref.compose)
             self._tether.say(FrameKind.USING, wire.Content(content=content))
             return
         if held is not None and held.content == content:
@@ -325,6 +357,11 @@ class Session:
         hello, region = self._tether.hello, core.place.region.region
         self._tether.hello = msgspec.structs.replace(hello, region=region, content=content)
         self._tether.say(FrameKind.USING, wire.Content(content=content))
+        self._keep_sources(active.ref.compose)
+
+    def _keep_sources(self, links: Sequence[Link]) -> None:
+        for model in set(self._sources) - {link.model for link in links}:
+            self._sources.pop(model).close()
 
     def _could_not(
         self, frame: Frame, active: wire.Active, exc: EdgekitError, *, first: bool
@@ -345,35 +382,11 @@ class Session:
             held.release()
 
 
-class _Closer:
-    """Says goodbye when a session is closed, collected, or the interpreter ends."""
-
-    def __init__(self, tether: Tether, pid: int) -> None:
-        self._tether = tether
-        self._pid = pid
-
-    def __call__(self) -> None:
-        if os.getpid() == self._pid:
-            self._tether.close()
-
-
-_SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    """A child must neither keep its parent's connections open nor speak on them."""
-    for each in list(_SESSIONS):
-        each._tether.abandon()  # noqa: SLF001 - of this module
-
-
-os.register_at_fork(after_in_child=_forked)
-
-
 def _place(frame: Frame, active: wire.Active) -> Place:
     """Where to count: in the region that is lent to us, and nowhere else."""
     ours, *others = frame.descriptors
     regions = [Region.of(ours), *(Region.of(each, read_only=True) for each in others)]
-    return Place.of(active.ref.version, active.slot, regions)
+    return Place.of(active.ref.version, active.slot, regions, active.ref.compose)
 
 
 def _expected(exc: EdgekitError | MemoryError) -> EdgekitError:

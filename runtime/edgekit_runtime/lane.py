@@ -98,7 +98,8 @@ class Lane:
     def _grant(self, worker: WorkerModel, live: Live) -> None:
         self.live, worker.region = live, live.region
         descriptors = tuple(region.descriptor for region in self.serving.shelf.lend(live.region))
-        grant = Grant(slot=live.slot, version=live.ref.version)
+        ref = live.ref
+        grant = Grant(slot=live.slot, version=ref.version, compose=ref.compose)
         worker.send(Frame(FrameKind.SERVE, msgspec.json.encode(grant), b"", descriptors))
 
     def _said(self, worker: WorkerModel, frame: Frame) -> None:

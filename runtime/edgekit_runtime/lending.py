@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from edgekit.contracts import digest as digests
+from edgekit.contracts.composition import Link
 from edgekit.contracts.errors import EdgekitError
 from edgekit_runtime import leases, wire
 from edgekit_runtime.applications import Application
@@ -30,6 +31,7 @@ from edgekit_runtime.supervision import Ending, EndKind
 from edgekit_runtime.wire import Frame, FrameKind
 
 TELLS_MAX = 8  # not answered; each holds a region and a bundle for an application that sleeps
+NOTE_S = 10.0  # between audit records of ends that cost nothing
 AGAIN_S = 5.0  # after the disk refused a region
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class _Session:
     application: Application
     hello: wire.Hello
     content: str = ""  # what it runs, or is loading
-    told: Labels | None = None
+    told: tuple[Labels, tuple[Link, ...]] | None = None
     absent: str = ""  # why it was told that there is nothing
     unanswered: int = 0
     orderly: bool = False
@@ -55,6 +57,7 @@ class Lending:
     hosted: Hosted
     _sessions: dict[int, _Session] = field(default_factory=dict)
     _again_at: float = 0.0
+    _noted_at: dict[str, float] = field(default_factory=dict)
 
     def hear(self, record: DeploymentRecord) -> bool:
         """Take up what applications said; whether one stopped using a bundle."""
@@ -135,6 +138,11 @@ class Lending:
         on_trial = model is not None and model.active is not None and not model.confirmed
         if on_trial and model is not None and model.active and model.active.content == content:
             self.hosted.application_ended(name, Ending(EndKind.CRASH, reason))
+        now = self.env.clock.monotonic()
+        if not on_trial and now - self._noted_at.get(name, -NOTE_S) < NOTE_S:
+            self.hosted.ended += 1  # audit records are for ever: not one for every short-lived one
+            return
+        self._noted_at[name] = now
         self.hosted.tell(f"{name} {digests.short(content) if content else '-'}: {reason}")
 
     # --- what they are told --------------------------------------------------------------------
@@ -161,7 +169,7 @@ class Lending:
             return  # it is being loaded, or loaded again
         labels = labels_for(name, live.ref, live.slot, live.loaded.contract)
         labels = msgspec.structs.replace(labels, session=session.hello.session)
-        if session.told != labels:
+        if session.told != (labels, live.ref.compose):
             self._say(session, lambda: self._lend(session, live, labels))
 
     def _say(self, session: _Session, say: Callable[[], None]) -> None:
@@ -194,7 +202,7 @@ class Lending:
         applications.send(session.application, frame)
         if lease is not None:
             os.close(lease)  # the copy on its way holds the lock
-        session.told, session.absent = labels, ""
+        session.told, session.absent = (labels, live.ref.compose), ""
 
     def _refuse(self, application: Application, kind: FrameKind, error: str, message: str) -> None:
         assert self.env.applications is not None

@@ -132,6 +132,7 @@ def _candidate(deployment: Deployment, target: str, variant: VariantRef, facts: 
         rollout=deployment.rollout,
         wave=deployment.wave,
         image=variant.image if facts.containers else None,
+        compose=deployment.compose,
     )
 
 
@@ -148,6 +149,7 @@ def _assign(
             rollout=ref.rollout,
             wave=ref.wave,
             image=held.image,
+            compose=ref.compose,
         )
         return steps.Relabel(name, same, deployment.policy, deployment.retry_token)
     return steps.Adopt(name, ref, variant.repository, deployment.policy, deployment.retry_token)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from edgekit.contracts.composition import Link
 from edgekit.contracts.errors import EdgekitError
 from edgekit.stats.metrics import top_of_row
 from edgekit_runtime.errors import EngineError, GuardError
@@ -29,6 +30,7 @@ class Result:
     request_id: str | None
     counted: bool  # False: this request id was counted before
     latency_s: float = 0.0  # of the model alone, guard and preprocessing included
+    sources: Mapping[str, str] = field(default_factory=dict)  # versions of the models that fed it
 
 
 class Seen(NamedTuple):
@@ -50,14 +52,17 @@ class Place:
     slot: str
     region: Region
     journal: Journal
+    links: tuple[Link, ...] = ()
 
     @classmethod
-    def of(cls, version: str, slot: str, regions: Sequence[Region]) -> Place:
+    def of(
+        cls, version: str, slot: str, regions: Sequence[Region], links: tuple[Link, ...] = ()
+    ) -> Place:
         """Count in the first of ``regions``; the others, newest first, hold earlier request ids."""
         journal = Journal()
         for region in reversed(regions):  # a journal's newest is its last
             journal.add(region)
-        return cls(version, slot, regions[0], journal)
+        return cls(version, slot, regions[0], journal, links)
 
 
 class Session:

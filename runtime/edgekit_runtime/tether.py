@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import weakref
 from pathlib import Path
 from time import monotonic
 
@@ -38,6 +39,8 @@ class Tether:
         self._backoff = Backoff(base_s=RETRY_S_BASE, cap_s=RETRY_S_MAX)
         self._retry_at = 0.0
         self._closed = False
+        self._pid = os.getpid()
+        _OPEN.add(self)
 
     @property
     def connected(self) -> bool:
@@ -112,9 +115,10 @@ class Tether:
             self._lose()
 
     def close(self) -> None:
-        """Say goodbye."""
+        """Say goodbye; in a child that was forked it is not ours to say."""
         self._closed = True
-        self.say(FrameKind.GOODBYE)
+        if os.getpid() == self._pid:
+            self.say(FrameKind.GOODBYE)
         self._lose()
 
     def abandon(self) -> None:
@@ -158,6 +162,18 @@ class Tether:
             self._poll.unregister(self._channel.socket)
             self._channel.close()
             self._channel = None
+
+
+_OPEN: weakref.WeakSet[Tether] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """A child must neither keep its parent's connections open nor speak on them."""
+    for each in list(_OPEN):
+        each.abandon()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def discard(frame: Frame | None) -> None:

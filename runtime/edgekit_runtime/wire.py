@@ -22,6 +22,7 @@ from typing import NamedTuple
 import msgspec
 
 from edgekit.contracts.bundle import BundleManifest
+from edgekit.contracts.composition import Link
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import BugError
 from edgekit.contracts.messages import SlotRef
@@ -77,6 +78,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     requests_max: int
     connections_max: int
     client_s_max: float
+    socket: str = ""  # of the agent: where other models on this device are asked
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +86,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
 
     slot: str
     version: str
+    compose: tuple[Link, ...] = ()
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):

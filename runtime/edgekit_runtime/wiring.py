@@ -179,6 +179,7 @@ def _host(
         requests_max=serve.requests_max,
         connections_max=serve.connections_max,
         client_s_max=serve.client_s_max,
+        socket=str(config.socket_path.absolute()),
     )
     host = WorkerHost(state, limits, containers=containers[0] if containers else None)
     record = TwoCopy(disk, state, RECORD, DeploymentRecord).peek().value
