@@ -82,7 +82,6 @@ class Session:
         self._absent: wire.Refusal | None = None
         self._unloaded: tuple[Frame, wire.Active] | None = None  # to be tried again
         self._again_at = 0.0
-        self._pid = os.getpid()
         self._closed = False
         self._tether = Tether(path, wire.Hello(model=model, session=secrets.token_hex(8)))
         # Also when the interpreter ends without `close`: only an end that is no end is a crash.
@@ -291,9 +290,9 @@ class Session:
     def _check(self) -> None:
         if self._closed:
             raise UsageError("the session is closed", hint="open another one")
-        if os.getpid() != self._pid:
+        if self._tether.abandoned:
             raise UsageError(
-                f"the session belongs to process {self._pid}, this is {os.getpid()}",
+                f"the session belongs to process {self._tether.pid}, this is {os.getpid()}",
                 hint="open one in every process, after it was forked",
             )
 

@@ -6,6 +6,7 @@ with growing pauses; nothing is lost meanwhile, because counting needs no agent.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -39,7 +40,8 @@ class Tether:
         self._backoff = Backoff(base_s=RETRY_S_BASE, cap_s=RETRY_S_MAX)
         self._retry_at = 0.0
         self._closed = False
-        self._pid = os.getpid()
+        self.pid = os.getpid()  # of the process it belongs to
+        self.abandoned = False  # we are a child of that one
         _OPEN.add(self)
 
     @property
@@ -105,25 +107,23 @@ class Tether:
         return self._read()
 
     def say(self, kind: FrameKind, value: object = None) -> None:
-        """Tell the agent, if there is one."""
+        """Tell the agent, if there is one. That it hung up, and why, is read like all it says."""
         if self._channel is None:
             return
         meta = b"" if value is None else msgspec.json.encode(value)
-        try:
+        with contextlib.suppress(OSError):
             self._channel.send(Frame(kind, meta))
-        except OSError:
-            self._lose()
 
     def close(self) -> None:
         """Say goodbye; in a child that was forked it is not ours to say."""
         self._closed = True
-        if os.getpid() == self._pid:
+        if not self.abandoned:
             self.say(FrameKind.GOODBYE)
         self._lose()
 
     def abandon(self) -> None:
         """In a child that was forked: let go of the parent's connection without a word."""
-        self._closed = True
+        self._closed = self.abandoned = True
         self._lose()
 
     def _connect_again(self) -> None:
@@ -139,11 +139,17 @@ class Tether:
         """The newest frame that matters, of all that were received."""
         assert self._channel is not None
         newest: Frame | None = None
+        resets = 0
         while self._channel is not None:
             try:
                 frames = self._channel.receive()
             except BlockingIOError:
                 break
+            except ConnectionResetError:
+                resets += 1
+                if resets == 1:  # our last words were not read; its own are still there
+                    continue
+                frames = None
             except (OSError, BugError):
                 frames = None
             if frames is None:

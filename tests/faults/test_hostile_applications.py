@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import struct
+import threading
 from pathlib import Path
 
 import msgspec
@@ -149,3 +150,25 @@ def test_a_session_is_not_left_half_open(host, monkeypatch):
     with pytest.raises(UnavailableError):
         Session.open("meter", socket=path)
     assert host.device.deployer.workers_ended == 0
+
+
+def test_a_refusal_is_heard_also_when_our_first_words_were_never_read(tmp_path):
+    refusal = wire.Refusal(error="UnavailableError", message="not today")
+    frame = Frame(FrameKind.FAILED, msgspec.json.encode(refusal)).head
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+
+        def agent() -> None:
+            for _ in range(2):
+                sock, _ = listener.accept()
+                sock.recv(1, socket.MSG_PEEK)  # it has spoken, and nobody reads it
+                sock.sendall(frame)
+                sock.close()
+
+        thread = threading.Thread(target=agent)
+        thread.start()
+        for _ in range(2):
+            with pytest.raises(UnavailableError, match="not today"):
+                Session.open("meter", socket=tmp_path / "s")
+        thread.join()
