@@ -107,8 +107,10 @@ class Applications:
             self._loop.forget(self._listener.fileno())
             self._listener.close()
             self._path.unlink(missing_ok=True)
-        for application in list(self._open.values()):
-            self._end(application)
+        for application in self._open.values():
+            self._loop.forget(application.channel.socket.fileno())
+            application.channel.close()  # our doing: nobody is told that they ended
+        self._open.clear()
 
     def _accept(self, listener: socket.socket) -> None:
         try:

@@ -210,6 +210,8 @@ class Lending:
         self.env.applications.send(application, Frame(kind, msgspec.json.encode(refusal)))
 
     def _drop(self, application: Application) -> None:
+        """Hang up; it has not ended, so nobody is blamed."""
+        self._sessions.pop(application.number, None)
         assert self.env.applications is not None
         self.env.applications.drop(application)
 

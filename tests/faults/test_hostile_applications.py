@@ -141,6 +141,7 @@ def test_an_application_that_sleeps_through_generations_hears_only_the_newest(ho
     wanted = host.device.model.active.release
     assert session._held.core.place.region.labels.release == wanted
     assert host.device.counting.produced() == 50
+    assert host.device.deployer.workers_ended == 0  # hung up on, and not blamed for it
     session.close()
 
 

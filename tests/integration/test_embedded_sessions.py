@@ -125,10 +125,11 @@ def test_ends_in_order_and_ends_of_a_proven_bundle_cost_nothing(world, writer, a
     second = writer.add(seed=2, version="2")
     world.manager.deploy("dev-1", second, release="v2", policy=LONG_TRIAL)
     world.manager.wait_state("dev-1", "TRIAL", release="v2")
-    for _ in range(2):
-        application = applications(agent)
-        assert application.infer(None)[0]["version"] == "2"
-        assert application.end() == 0  # the interpreter ends, nobody called close
+    sleeping = applications(agent)
+    assert agent.stop() == 0
+    agent.start()
+    assert sleeping.infer(None)[0]["version"] == "2"
+    assert sleeping.end() == 0  # the interpreter ends, nobody called close
     tries = agent.cli("slots", "--json").stdout
     assert f'"tries": {LONG_TRIAL.trial_tries - 1}' in tries
     assert second not in world.manager.model("dev-1").failed
