@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from edgekit.contracts.composition import Link
 from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.states import DeviceState, SlotState
 
@@ -83,6 +84,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     variants: dict[str, VariantRef]
     policy: Policy = Policy()
     retry_token: str = ""  # a changed token lifts the quarantine of a failed digest
+    compose: tuple[Link, ...] = ()  # inputs that are outputs of other models
 
 
 class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +115,7 @@ class SlotRef(msgspec.Struct, frozen=True, kw_only=True):
     rollout: str
     wave: int
     image: ImageRef | None = None  # it lies in the container engine, not among the blobs
+    compose: tuple[Link, ...] = ()
 
     @property
     def content(self) -> str:

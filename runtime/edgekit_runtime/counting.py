@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.frames import Lane
 from edgekit.contracts.messages import Window
 from edgekit_runtime.monitors import windows
 from edgekit_runtime.ports import Clock, Disk
 from edgekit_runtime.region import CAPACITY, Labels, Region
-from edgekit_runtime.shelf import Shelf
+from edgekit_runtime.shelf import Shelf, leased
 from edgekit_runtime.spool import Spool
 
 _SUFFIX = ".rgn"
@@ -51,11 +53,38 @@ class Counting:
             if region.labels == labels:
                 self._current[labels.model] = region
                 return region
+        region = self._create(labels)
+        self._current[labels.model] = region
+        return region
+
+    def lend(self, labels: Labels) -> Region:
+        """A new region for the application that ``labels.session`` names: it has no other writer.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        assert labels.session
+        return self._create(labels)
+
+    def beside(self, labels: Labels) -> list[Region]:
+        """Where applications count what ``labels`` call the same slot."""
+        worker = msgspec.structs.replace(labels, session="")
+        return [
+            region
+            for region in self.shelf(labels.model).regions()
+            if region.labels.session
+            and msgspec.structs.replace(region.labels, session="") == worker
+        ]
+
+    def leased(self) -> list[str]:
+        """Digests of bundles that an application may still run or be about to load."""
+        return sorted({region.labels.digest for region in self._regions() if leased(region)})
+
+    def _create(self, labels: Labels) -> Region:
         numbers = [int(name.removesuffix(_SUFFIX)) for name in self._names()]
         path = self._root / f"{max(numbers, default=0) + 1:08d}{_SUFFIX}"
         region = Region.create(self._disk, path, labels)
-        shelf.add(region)
-        self._current[labels.model] = region
+        self.shelf(labels.model).add(region)
         return region
 
     def drain(self) -> int:

@@ -21,6 +21,7 @@ from edgekit_runtime import planner, steps
 from edgekit_runtime.deployment import Deployment, Environment
 from edgekit_runtime.hosted import Hosted
 from edgekit_runtime.jobs import Done, JobRunner
+from edgekit_runtime.lending import Lending
 from edgekit_runtime.machine import Event
 from edgekit_runtime.monitors.figures import Burns, TrialCounter, latency_before
 from edgekit_runtime.planner import Facts
@@ -43,8 +44,9 @@ class Deployer:
         self._kept = Deployment(env)
         self._clean_start = self.record.clean
         self._hosted = Hosted(env)
+        self._lending = Lending(env, self._hosted)
         self._trials: dict[str, TrialCounter] = {}
-        self._burns = Burns()
+        self._burns = Burns(env.counting.beside)
         self._jobs = JobRunner(env.wake)
         self._preparing = Preparation(env, self._kept, self._jobs)
         self._tidy_at = env.clock.monotonic()
@@ -87,6 +89,7 @@ class Deployer:
         """Do what is to be done now; whether anything happened."""
         changed = self._jobs.take()
         changed |= self._hosted.take_ends()
+        changed |= self._lending.hear(self.record)
         for _ in range(STEPS_MAX):
             desired, self._desired = self._desired, None
             plan = planner.plan(self.record, desired, self._facts())
@@ -95,8 +98,9 @@ class Deployer:
             changed = True
             for step in plan:
                 self._execute(step)
+        self._lending.tell(self.record)
         if changed and not self._jobs.busy:
-            self._env.store.collect(self.record.bundles())
+            self._env.store.collect([*self.record.bundles(), *self._env.counting.leased()])
         return changed
 
     def checkpoint(self, *, clean: bool = False) -> None:
@@ -125,6 +129,7 @@ class Deployer:
             trials={name: trial.read(now) for name, trial in self._trials.items()},
             lately=self._burns.read(now, self.record.models, self.servings),
             ends=self._hosted.ends(),
+            lost=self._hosted.lost(),
             clean_start=self._clean_start,
             containers=images is not None,
             untidy=untidy and now >= self._tidy_at,
@@ -161,6 +166,10 @@ class Deployer:
             self._activate(step)
         elif isinstance(step, steps.Load):
             self._load(step)
+        elif isinstance(step, steps.SpendTry):
+            tries = self._kept.model(step.model).tries
+            self._kept.change(step.model, None, tries=tries - 1)
+            self._hosted.charged(step.model)
         elif isinstance(step, steps.Confirm):
             self._trials.pop(step.model, None)
             self._kept.change(
@@ -301,6 +310,7 @@ class Deployer:
             throttled=self._env.throttled,
             before=latency_before(regions, proven.digest) if proven is not None else (),
             before_s=before_s,
+            beside=self._env.counting.beside,
             fresh=fresh,
         )
 

@@ -14,6 +14,7 @@ import msgspec
 from edgekit.contracts import digest as digests
 from edgekit.contracts.messages import DeviceEvent, Failure, Record, SlotEvent, SlotRef
 from edgekit.contracts.states import SlotState
+from edgekit_runtime.applications import Applications
 from edgekit_runtime.counting import Counting
 from edgekit_runtime.errors import RuntimeUnfitError
 from edgekit_runtime.machine import Event, next_state
@@ -57,6 +58,7 @@ class Environment:
     serving_changed: Callable[[Serving], None]  # what is to serve; called by the control thread
     throttled: Callable[[], bool | None] = lambda: None  # the processor is; None: nobody tells
     images: Images | None = None  # this device has a container engine
+    applications: Applications | None = None  # that embed a model
     runtime_on_trial: bool = False  # the supervisor has another one to go back to
 
 

@@ -100,7 +100,8 @@ class Lane:
         self.live, worker.region = live, live.region
         worker.say_as(f"{self.serving.model} {live.slot} {digests.short(live.ref.digest)}")
         descriptors = tuple(region.descriptor for region in self.serving.shelf.lend(live.region))
-        grant = Grant(slot=live.slot, version=live.ref.version)
+        ref = live.ref
+        grant = Grant(slot=live.slot, version=ref.version, compose=ref.compose)
         worker.send(Frame(FrameKind.SERVE, msgspec.json.encode(grant), b"", descriptors))
 
     def _said(self, worker: WorkerModel, frame: Frame) -> None:

@@ -19,6 +19,7 @@ from edgekit_runtime.steps import Step
 from edgekit_runtime.supervision import CRASH_WINDOW_S, CRASHES_MAX, Ending, EndKind
 from edgekit_runtime.verdicts import Lately, Trial
 
+_SPENT = "crash loop: every try to run it was spent"
 PREPARING = frozenset(
     {
         SlotState.FETCHING,
@@ -51,6 +52,7 @@ class Facts:
     trials: Mapping[str, Trial] = field(default_factory=dict)
     lately: Mapping[str, Lately] = field(default_factory=dict)  # of confirmed bundles
     ends: Mapping[str, Ended] = field(default_factory=dict)  # models whose worker ended
+    lost: Mapping[str, Ended] = field(default_factory=dict)  # on trial in applications that ended
     clean_start: bool = False  # the process before this one stopped in order
     containers: bool = False  # this device runs images
     untidy: bool = False  # containers may have been left behind, and it is time to look
@@ -122,6 +124,7 @@ def _candidate(deployment: Deployment, target: str, variant: VariantRef, facts: 
         rollout=deployment.rollout,
         wave=deployment.wave,
         image=variant.image if facts.containers else None,
+        compose=deployment.compose,
     )
 
 
@@ -138,6 +141,7 @@ def _assign(
             rollout=ref.rollout,
             wave=ref.wave,
             image=held.image,
+            compose=ref.compose,
         )
         return steps.Relabel(name, same, deployment.policy, deployment.retry_token)
     return steps.Adopt(name, ref, variant.repository, deployment.policy, deployment.retry_token)
@@ -147,19 +151,27 @@ def _advance(name: str, model: ModelRecord, facts: Facts) -> list[Step]:
     active = model.active
     if active is not None and facts.loaded.get(name) != active.content:
         return _serve_again(name, model, facts)  # whatever else is to be done
-    if active is not None and not model.confirmed:
-        reason = verdicts.unfit(model.policy, facts.trials.get(name, Trial()))
-        if reason:
-            return [steps.Revert(name, reason)]
-    if active is not None and model.confirmed and model.fallback is not None:
-        reason = verdicts.burns(model.policy, facts.lately.get(name, Lately()))
-        if reason:
-            return [steps.Revert(name, reason)]
+    if active is not None and (step := _doubt(name, model, facts)) is not None:
+        return [step]
     if model.state in PREPARING and model.candidate is not None:
         return _prepare(name, model, model.candidate, facts)
     if model.state is SlotState.TRIAL:
         return _judge(name, model, facts.trials.get(name, Trial()))
     return []
+
+
+def _doubt(name: str, model: ModelRecord, facts: Facts) -> Step | None:
+    """What has to be done about a bundle that serves, and not well."""
+    if model.confirmed:
+        if model.fallback is None:
+            return None
+        reason = verdicts.burns(model.policy, facts.lately.get(name, Lately()))
+    else:
+        reason = verdicts.unfit(model.policy, facts.trials.get(name, Trial()))
+    if reason:
+        return steps.Revert(name, reason)
+    lost = facts.lost.get(name)
+    return None if model.confirmed or lost is None else _charge(name, model, lost)
 
 
 def _serve_again(name: str, model: ModelRecord, facts: Facts) -> list[Step]:
@@ -176,6 +188,13 @@ def _serve_again(name: str, model: ModelRecord, facts: Facts) -> list[Step]:
     return [steps.Load(name, spend_try=not model.confirmed and not blameless)]
 
 
+def _charge(name: str, model: ModelRecord, lost: Ended) -> Step:
+    """The bundle goes on in other processes; what has ended costs as much as a worker's crash."""
+    if model.tries <= 0:
+        return steps.Revert(name, f"{_SPENT}, at last {lost.ending.reason}")
+    return steps.SpendTry(name)
+
+
 def _unfit_to_run(model: ModelRecord, ended: Ended | None) -> str:
     """Why what ended must not be started again; empty when it may be."""
     why = ended.ending.reason if ended is not None else ""
@@ -186,7 +205,7 @@ def _unfit_to_run(model: ModelRecord, ended: Ended | None) -> str:
             return why  # a hang or a leak is the bundle's own; a crash may be anyone's, once
         if model.tries <= 0:
             last = f", at last {why}" if why else ""
-            return f"crash loop: every try to run it was spent{last}"
+            return f"{_SPENT}{last}"
     elif ended is not None and ended.count >= CRASHES_MAX and model.fallback is not None:
         return f"crash loop: {ended.count} times within {CRASH_WINDOW_S:.0f} s, at last {why}"
     return ""

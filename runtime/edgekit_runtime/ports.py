@@ -1,9 +1,9 @@
 """What the agent needs from outside, as protocols; `edgekit_runtime.wiring` builds the adapters.
 
 Every write to the state folder goes through `Disk`, so that a test can cut power at each write,
-fsync and rename. Apart from that are only locks, the mapped rings and pages of counters, and
-runtimes, which `edgekit.contracts.device.bootstrap` unpacks beside everything and gives their name
-at the end.
+fsync and rename. Apart from that are only locks, sockets, the mapped rings and pages of counters,
+and runtimes, which `edgekit.contracts.device.bootstrap` unpacks beside everything and gives their
+name at the end.
 """
 
 from __future__ import annotations

@@ -109,6 +109,7 @@ class Labels(msgspec.Struct, frozen=True, kw_only=True):
     edges_digest: str = ""
     probes: tuple[tuple[str, int], ...] = ()  # name and number of bins, in the order of the record
     rules: tuple[tuple[str, str, str, str], ...] = ()  # see `monitors.rules.labels`
+    session: str = ""  # of the one application that writes here; empty: a worker does
 
 
 class Region:
@@ -149,7 +150,7 @@ class Region:
         self._counted = self._recount()
 
     @classmethod
-    def of(cls, descriptor: int) -> Region:
+    def of(cls, descriptor: int, *, read_only: bool = False) -> Region:
         """Map the region that another process has opened; takes over the descriptor.
 
         Raises:
@@ -157,7 +158,7 @@ class Region:
         """
         found = cls.__new__(cls)
         found.path, found.descriptor = Path(f"descriptor {descriptor}"), descriptor
-        found._attach(read_only=False)  # noqa: SLF001 - another way to make one of us
+        found._attach(read_only=read_only)  # noqa: SLF001 - another way to make one of us
         return found
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+from edgekit_runtime import leases
 from edgekit_runtime.region import Region
 
 OLD_REGIONS_MAX = 4  # kept for re-sent ids and late labels; each is 344 KiB
@@ -30,12 +31,22 @@ class Shelf:
             return list(self._regions)
 
     def lend(self, current: Region) -> Sequence[Region]:
-        """What a worker that counts in ``current`` is to know: that, and the newest few others."""
+        """What a worker that counts in ``current`` is to know: that, and the newest few others.
+
+        A worker writes labels that arrive late into those, so none where an application counts.
+        """
         with self._lock:
             others = [region for region in reversed(self._regions) if region is not current]
+            others = [region for region in others if not leased(region)]
             self._newest_loan = [current, *others[:OLD_REGIONS_MAX]]
             self._lent += self._newest_loan
             return tuple(self._newest_loan)
+
+    def newest(self, current: Region) -> list[Region]:
+        """The newest few regions but ``current``: where an application finds earlier ids."""
+        with self._lock:
+            others = [region for region in reversed(self._regions) if region is not current]
+            return others[:OLD_REGIONS_MAX]
 
     def loan_taken(self) -> None:
         """The worker uses the newest loan, and no earlier one any more."""
@@ -54,6 +65,7 @@ class Shelf:
                 region
                 for region in self._regions
                 if region is not keep
+                and not leased(region)
                 and region.head == region.tail
                 and region.overflow[0] == region.overflow[1]
             ]
@@ -61,3 +73,8 @@ class Shelf:
             gone = [region for region in gone if region not in self._lent]
             self._regions = [region for region in self._regions if region not in gone]
             return gone
+
+
+def leased(region: Region) -> bool:
+    """Whether an application counts in ``region``."""
+    return bool(region.labels.session) and leases.held(region.path)

@@ -90,6 +90,13 @@ class Load:
 
 
 @dataclass(frozen=True)
+class SpendTry:
+    """An application that embeds the bundle on trial has ended untold."""
+
+    model: str
+
+
+@dataclass(frozen=True)
 class Confirm:
     """The trial is passed."""
 
@@ -135,6 +142,7 @@ Step = (
     | SelfTest
     | Activate
     | Load
+    | SpendTry
     | Confirm
     | MarkUnproven
     | Refuse

@@ -1,11 +1,12 @@
-"""Frames, and descriptors, between the agent and a worker over their private Unix socket.
+"""Frames, and descriptors, between the agent and whoever holds a model: a worker, an application.
 
 ``head | meta | body``: the head says what it is, how long the parts are and how many descriptors
 came along (SCM_RIGHTS). Inference does not pass here: what does are orders, connections and signs
-of life. The socket belongs to one agent and the worker it started. Nothing is negotiated: a worker
-process runs the agent's own code, and an image says which `edgekit.contracts.image.WORKER_PROTOCOL`
-its worker speaks before it is ever started. Raise that with a change here that one side could
-misread.
+of life. A worker's socket belongs to one agent and the worker it started. Nothing is negotiated: a
+worker process runs the agent's own code, and an image says which
+`edgekit.contracts.image.WORKER_PROTOCOL` its worker speaks before it is ever started. Raise that
+with a change here that one side could misread. An application that embeds a model connects by
+itself and may run older code: it says its `SESSION_PROTOCOL` first.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import NamedTuple
 import msgspec
 
 from edgekit.contracts.bundle import BundleManifest
+from edgekit.contracts.composition import Link
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import BugError
 from edgekit.contracts.messages import SlotRef
@@ -31,6 +33,9 @@ _HANDED = struct.Struct("<IB")  # number, whether the client has stopped sending
 RECEIVE_BYTES = 1 << 17
 DESCRIPTORS_MAX = 16  # of one frame
 FRAME_BYTES_MAX = 1 << 30  # a longer one is not from us
+SESSION_PROTOCOL = 1
+SESSION_FRAME_BYTES_MAX = 64 * 1024  # applications send short documents
+SESSIONS_SOCKET = "sessions.sock"  # in the state folder
 
 
 class FrameKind(IntEnum):
@@ -42,6 +47,9 @@ class FrameKind(IntEnum):
     TAKE = 3  # answer this connection; body is what was received and not answered
     RETIRE = 4  # give every connection back; with meta: when what is queued is answered
     CANARY = 5  # run the model once, count nothing
+    # from the agent, to an application
+    ACTIVE = 6  # run this bundle; meta is an `Active`, the descriptors regions like SERVE's
+    ABSENT = 7  # there is nothing to run; meta is a `Refusal`
     # from the worker
     LOADED = 16  # meta is `Facts`
     FAILED = 17  # cannot be loaded; meta is a `Refusal`
@@ -49,6 +57,12 @@ class FrameKind(IntEnum):
     BACK = 19  # a connection whose next request is not for this worker; body like TAKE's
     GONE = 20  # a connection has ended
     RETIRED = 21  # everything counted, everything given back
+    # from an application
+    HELLO = 32  # meta is a `Hello`
+    LOADING = 33  # about to load; meta is a `Content`
+    USING = 34  # it runs, and is counted where the newest ACTIVE says; meta is a `Content`
+    UNABLE = 35  # it cannot be loaded there; meta is an `Unable`
+    GOODBYE = 36  # ends in order
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +79,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     requests_max: int
     connections_max: int
     client_s_max: float
+    socket: str = ""  # of the agent: where other models on this device are asked
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +87,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
 
     slot: str
     version: str
+    compose: tuple[Link, ...] = ()
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +104,39 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     error: str
     message: str
     hint: str | None = None
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """An application's first words."""
+
+    protocol: int = SESSION_PROTOCOL
+    model: str
+    session: str  # drawn at random when it was opened
+    region: str = ""  # where it counts, when it comes back
+    content: str = ""  # and what it runs
+
+
+class Active(msgspec.Struct, frozen=True, kw_only=True):
+    """What an application is to run: the bundle, and what it is called."""
+
+    root: str  # folder that holds blobs/sha256
+    ref: SlotRef
+    slot: str
+    threads: int
+    keep: bool  # go on counting where it does; else in the first region that came along
+
+
+class Content(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle, as `SlotRef.content` names it."""
+
+    content: str
+
+
+class Unable(msgspec.Struct, frozen=True, kw_only=True):
+    """An application goes on with what it had."""
+
+    content: str
+    message: str
 
 
 class Frame(NamedTuple):
@@ -122,8 +171,9 @@ def read_handed(frame: Frame) -> tuple[int, bool]:
 class Channel:
     """One end of the socket. Not thread-safe."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
         self.socket = sock
+        self._frame_bytes_max = frame_bytes_max
         self._data = bytearray()
         self._descriptors: deque[int] = deque()
         self._unsent: deque[tuple[memoryview, tuple[int, ...]]] = deque()
@@ -190,11 +240,14 @@ class Channel:
         start = 0
         while len(self._data) - start >= _HEAD.size:
             kind, descriptors, _, meta_length, body_length = _HEAD.unpack_from(self._data, start)
-            if meta_length + body_length > FRAME_BYTES_MAX or descriptors > DESCRIPTORS_MAX:
-                raise BugError(f"worker frame of {meta_length + body_length} bytes")
+            length = meta_length + body_length
+            if length > self._frame_bytes_max or descriptors > DESCRIPTORS_MAX:
+                raise BugError(f"frame of {length} bytes and {descriptors} descriptors")
             body = start + _HEAD.size + meta_length
             if len(self._data) < body + body_length:
                 break
+            if len(self._descriptors) < descriptors:
+                raise BugError(f"frame without its {descriptors} descriptors")
             mine = tuple(self._descriptors.popleft() for _ in range(descriptors))
             found.append(
                 Frame(

@@ -20,7 +20,7 @@ import sys
 import threading
 from pathlib import Path
 from time import monotonic_ns
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 import numpy as np
@@ -38,6 +38,9 @@ from edgekit_runtime.region import Region
 from edgekit_runtime.session import Place, Session, is_memory
 from edgekit_runtime.stderr import Lossy
 from edgekit_runtime.wire import Channel, Frame, FrameKind
+
+if TYPE_CHECKING:
+    from edgekit_runtime.upstream import Upstream
 
 
 class Worker:
@@ -102,10 +105,17 @@ class Worker:
         assert self._board is not None
         grant = msgspec.json.decode(frame.meta, type=wire.Grant)
         regions = [Region.of(descriptor) for descriptor in frame.descriptors]
-        place = Place.of(grant.version, grant.slot, regions)
+        place = Place.of(grant.version, grant.slot, regions, grant.compose)
         if self._session is None:
             self._session = Session(self._predictor, place, self._clock)
-            answerer = Answerer(self._order.model, self._session, self._order.body_bytes_max)
+            order, board = self._order, self._board
+
+            def upstream() -> Upstream:
+                from edgekit_runtime.upstream import Upstream  # noqa: PLC0415 - seldom needed
+
+                return Upstream(order.socket, board)
+
+            answerer = Answerer(order.model, self._session, order.body_bytes_max, upstream)
             self._desk = Desk(self._order, answerer, self._board, self._channel)
         else:
             before, self._session.place = self._session.place, place

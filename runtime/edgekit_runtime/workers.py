@@ -107,6 +107,7 @@ class WorkerLimits:
     requests_max: int
     connections_max: int
     client_s_max: float
+    socket: str = ""  # of the agent, for models that are fed by others
 
 
 class _Loading:
@@ -240,6 +241,7 @@ class WorkerHost:
             requests_max=limits.requests_max,
             connections_max=limits.connections_max,
             client_s_max=limits.client_s_max,
+            socket=limits.socket if ref.image is None else "",
         )
 
     def _start(self, model: str, ref: SlotRef, policy: Policy) -> WorkerHandle:

@@ -46,7 +46,7 @@ class InlineJobs:
 
 
 class Device:
-    def __init__(self, root, layout, disk) -> None:
+    def __init__(self, root, layout, disk, applications=None) -> None:
         """``layout`` None: there is no artifact server."""
         clock = SystemClock()
         self.spool = Spool.open(disk, root / "spool", clock)
@@ -64,6 +64,7 @@ class Device:
                 emit=lambda record: emit(self.spool, record),
                 wake=lambda: None,
                 serving_changed=lambda _serving: None,
+                applications=applications,
             )
         )
 
@@ -71,14 +72,14 @@ class Device:
         while self.deployer.advance():
             pass
 
-    def deploy(self, gen: int, digest: str, release: str) -> None:
+    def deploy(self, gen: int, digest: str, release: str, policy: Policy = POLICY) -> None:
         variant = VariantRef(digest=digest, repository="m", size=1)
         deployment = Deployment(
             rollout="o",
             wave=0,
             release=release,
             variants={"x86-64-v3": variant},
-            policy=POLICY,
+            policy=policy,
         )
         self.deployer.offer(Desired(gen=gen, deployments={"meter": deployment}), "sha256:x")
         self.settle()

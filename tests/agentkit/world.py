@@ -20,6 +20,7 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edgekit.contracts import codec, frames, ids, topics
+from edgekit.contracts.composition import Link
 from edgekit.contracts.messages import (
     Ack,
     Deployment,
@@ -191,6 +192,8 @@ class Manager:
         target: str = "x86-64-v3",
         token: str = "",
         image: ImageRef | None = None,
+        compose: tuple[Link, ...] = (),
+        more: dict[str, Deployment] | None = None,
     ) -> int:
         gen = self._gens[device] = self._gens.get(device, 0) + 1
         variant = VariantRef(digest=digest, repository="meter", size=1, image=image)
@@ -206,11 +209,21 @@ class Manager:
                     variants={target: variant},
                     policy=policy,
                     retry_token=token,
-                )
+                    compose=compose,
+                ),
+                **(more or {}),
             },
         )
         topic = topics.Address("default", ids.shard_of(device), device).topic(topics.DESIRED)
         self._desired[topic] = codec.seal(desired)
+        self._client.publish(topic, self._desired[topic], qos=1, retain=True)
+        return gen
+
+    def remove(self, device: str) -> int:
+        """Nothing is desired any more; returns the generation that says so."""
+        gen = self._gens[device] = self._gens.get(device, 0) + 1
+        topic = topics.Address("default", ids.shard_of(device), device).topic(topics.DESIRED)
+        self._desired[topic] = codec.seal(Desired(gen=gen, config=self._config))
         self._client.publish(topic, self._desired[topic], qos=1, retain=True)
         return gen
 
