@@ -17,11 +17,13 @@ from edgekit.build.record import CandidateRecord
 from edgekit.build.target import TargetProfile
 from edgekit.contracts.contract import Contract, Task
 from edgekit.contracts.golden import INPUT_PREFIX, OUTPUT_PREFIX, Tolerance
+from edgekit.contracts.shadow import ABS, REL, Expectation
 from edgekit.contracts.verdict import Verdict
 from edgekit.registry import npz
 from edgekit.registry.infer import scored_output
 from edgekit.registry.model import ModelVersion
 from edgekit.registry.npz import Array
+from edgekit.stats import bounds, compare
 from edgekit.stats.bins import CONFIDENCE_BINS
 from edgekit.stats.metrics import top_class
 
@@ -67,6 +69,22 @@ def reference(contract: Contract, outputs: Mapping[str, Array]) -> dict[str, Any
             "confidence": CONFIDENCE_BINS.count(confidence).tolist(),
         },
     }
+
+
+def expectation(
+    contract: Contract, original: Mapping[str, Array], outputs: Mapping[str, Array]
+) -> Expectation | None:
+    """How far the variant agrees with the original on the evaluation data; None without samples.
+
+    What a device may ask of it in the shadow of the original: the lower bound at the confidence
+    that the contract asks for.
+    """
+    alike = compare.agreeing(contract.outputs, original, outputs, abs_max=ABS, rel_max=REL)
+    if alike.size == 0:
+        return None
+    k, n = int(alike.sum()), int(alike.size)
+    low, _ = bounds.clopper_pearson(k, n, 1.0 - contract.quality.confidence)
+    return Expectation(n=n, agreement=k / n, agreement_min=low)
 
 
 def timeless(verdict: Verdict) -> Verdict:

@@ -200,6 +200,8 @@ def _contents(
         BundleContent("evidence.json", Role.EVIDENCE, codec.encode(document)),
         BundleContent("card.md", Role.CARD, card),
     ]
+    if result.expectation is not None:
+        contents.append(BundleContent("shadow.json", Role.SHADOW, codec.encode(result.expectation)))
     reference = derive.reference(model.contract, result.final.outputs)
     if reference is not None:
         contents.append(BundleContent("reference.json", Role.REFERENCE, codec.encode(reference)))

@@ -10,7 +10,7 @@ WORKER_LABEL = "edgekit.worker"
 
 # Spoken between an agent and the worker in an image, which may be of another release: raised with
 # every change of `edgekit_runtime.wire` that one side would misunderstand.
-WORKER_PROTOCOL = "1"
+WORKER_PROTOCOL = "2"
 
 BUNDLE_FOLDER = "/opt/edgekit/bundle"  # a layout of its own
 WORKER_COMMAND = "worker"  # of the image's entry point; its argument is the socket to connect to

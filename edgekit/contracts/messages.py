@@ -13,7 +13,9 @@ from typing import Any
 
 import msgspec
 
+from edgekit.contracts import shadow as shadows
 from edgekit.contracts.errors import BadInputError
+from edgekit.contracts.shadow import Shadow, Split
 from edgekit.contracts.states import DeviceState, SlotState
 
 SCHEMA = 1
@@ -45,6 +47,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     stuck_s_min: float = 10.0  # declared cold start: no inference is called stuck before
     worker_bytes_max: int = 0  # memory of the process that holds the model; 0: no limit
     delta_fallback: DeltaFallback = DeltaFallback.FULL
+    shadow: Shadow | None = None  # between self-test and trial, where something else serves
+    split: Split | None = None  # likewise
 
 
 class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +128,19 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     content: str = ""  # digest of the image, when it was one that failed
 
 
+class ShadowReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a candidate has shown beside the bundle that serves."""
+
+    n: int = 0  # samples compared, or requests answered
+    agreed: int = 0
+    errors: int = 0
+    nan: int = 0
+    dropped: int = 0  # samples that found no room
+    seconds: float = 0.0
+    agreement_min: float | None = None  # what is asked of it
+    suspended: str = ""  # why no samples are taken now
+
+
 class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     """Deployment of one model as the device sees it."""
 
@@ -134,6 +151,7 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     failed: dict[str, Failure] = {}
     unproven: bool = False  # on trial for long, with too little traffic to confirm
     fetched_bytes: int = 0  # transferred for the newest deployment; 0 when it was all held
+    shadow: ShadowReport | None = None  # of the candidate, in SHADOW
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -240,6 +258,11 @@ class Window(msgspec.Struct, frozen=True, kw_only=True, tag="window"):
     labelled: int = 0  # delayed labels that arrived in this window
     correct: int = 0
     edges_digest: str = ""
+    # Of a candidate in the shadow of what serves: no inferences, ``n`` is 0 then.
+    shadowed: int = 0  # samples it was given
+    agreed: int = 0
+    shadow_errors: int = 0  # it refused or failed where the live bundle answered
+    shadow_dropped: int = 0  # samples that found no room
     clock: ClockQuality = ClockQuality.UNKNOWN
     region: str
     first: int
@@ -301,4 +324,5 @@ def check_policy(policy: Policy) -> Policy:
             raise BadInputError(f"policy.{name}: must be at least 1")
     if policy.worker_bytes_max < 0:
         raise BadInputError(f"policy.worker_bytes_max: {policy.worker_bytes_max} is negative")
+    shadows.check(policy.shadow, policy.split)
     return policy
