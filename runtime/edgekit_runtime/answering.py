@@ -10,11 +10,13 @@ from edgekit.contracts import codec
 from edgekit.contracts.errors import BadInputError, EdgekitError
 from edgekit_runtime import oip
 from edgekit_runtime.contract_facts import scored_output
+from edgekit_runtime.guard import Flags
 from edgekit_runtime.http1 import HttpError, Reply, Request
 from edgekit_runtime.journal import hash_id
 from edgekit_runtime.oip import Route
 from edgekit_runtime.region import Kind
 from edgekit_runtime.replies import check_version, failed, only
+from edgekit_runtime.samples import Sample
 from edgekit_runtime.session import Session
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ class Answerer:
         self._session = session
         self._body_bytes_max = body_bytes_max
         self.seen: tuple[Kind, float] | None = None  # kind and latency of the newest inference
+        self.answered: Sample | None = None  # the newest, when its outputs were numbers
 
     def answer(self, request: Request, route: Route) -> Reply:
         """The answer to ``request``; problems are answers, too.
@@ -35,7 +38,7 @@ class Answerer:
         Raises:
             MemoryError: this process is done for.
         """
-        self.seen = None
+        self.seen = self.answered = None
         try:
             only(request, "POST")
             check_version(route, self._session.place.version)
@@ -51,13 +54,16 @@ class Answerer:
         length = oip.ALL_JSON if request.json_length is None else request.json_length
         asked, arrays = oip.parse_infer(request.body, self._body_bytes_max, length)
         oip.check_outputs(asked, self._session.predictor.model.output_names)
-        seen = self._session.call(arrays, hash_id(asked.id))
+        hashed = hash_id(asked.id)
+        seen = self._session.call(arrays, hashed)
         self.seen = seen.kind, seen.latency_us
         if seen.error is not None:
             if seen.kind is Kind.REJECTED:
                 return Reply(400, oip.error(seen.error.message))
             log.error("%s %s: %s", self._model, self._session.place.version, seen.error.message)
             return Reply(500, oip.error(seen.error.message))
+        if not seen.flags & Flags.OUTPUT_NAN:
+            self.answered = Sample(hashed, arrays, seen.outputs)
         place = self._session.place
         label = oip.Label(self._model, place.version, place.slot)
         json_length, body = oip.answer(label, seen.outputs, seen.flags, asked, counted=seen.counted)

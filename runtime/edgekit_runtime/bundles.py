@@ -22,6 +22,7 @@ from edgekit.contracts.errors import BadInputError, translate_os_errors
 from edgekit.contracts.golden import INPUT_PREFIX, OUTPUT_PREFIX, Tolerance
 from edgekit.contracts.limits import DOCUMENT_BYTES_MAX
 from edgekit.contracts.oci import Descriptor, LayoutReader
+from edgekit.contracts.shadow import Expectation
 from edgekit_runtime.errors import UnsuitableError
 from edgekit_runtime.ports import Array
 
@@ -47,6 +48,7 @@ class Bundle:
     model_path: Path
     weights_path: Path | None = None
     golden: GoldenSet | None = field(repr=False, default=None)
+    expectation: Expectation | None = None  # of its agreement with the original
 
 
 def read_manifest(blobs: LayoutReader, manifest_digest: str) -> BundleManifest:
@@ -86,6 +88,7 @@ def open_bundle(blobs: LayoutReader, manifest_digest: str) -> Bundle:
         model_path=paths[manifest.required(Role.MODEL).path],
         weights_path=paths[weights.path] if weights else None,
         golden=_golden(manifest, paths, found),
+        expectation=_expectation(manifest, paths),
     )
 
 
@@ -132,6 +135,18 @@ def load_npz(source: Path | bytes, what: str) -> dict[str, Array]:
 def _verified(blobs: LayoutReader, entry: BundleFile) -> Path:
     media = bundle.FILE_MEDIA_TYPE
     return blobs.verify_blob(Descriptor(media_type=media, digest=entry.sha256, size=entry.size))
+
+
+def _expectation(manifest: BundleManifest, paths: Mapping[str, Path]) -> Expectation | None:
+    entry = manifest.file(Role.SHADOW)
+    if entry is None:
+        return None
+    found = codec.read(Expectation, paths[entry.path])
+    if not (0.0 <= found.agreement_min <= 1.0 and found.abs >= 0.0 and found.rel >= 0.0):
+        raise BadInputError(
+            f"bundle {manifest.model} {manifest.version}: {entry.path}: its figures cannot be met"
+        )
+    return found
 
 
 def _golden(

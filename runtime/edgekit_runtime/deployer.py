@@ -18,6 +18,7 @@ from edgekit.contracts.messages import Desired, ModelReport, SlotRef
 from edgekit.contracts.states import SlotState
 from edgekit.engine.ports import EngineAwayError
 from edgekit_runtime import planner, steps
+from edgekit_runtime.besides import Besides
 from edgekit_runtime.counting import TrialCounter
 from edgekit_runtime.deployment import Deployment, Environment
 from edgekit_runtime.hosted import Hosted
@@ -46,6 +47,7 @@ class Deployer:
         self._trials: dict[str, TrialCounter] = {}
         self._jobs = JobRunner(env.wake)
         self._preparing = Preparation(env, self._kept, self._jobs)
+        self._besides = Besides(env, self._kept, self._hosted, self._preparing, self._jobs)
         self._tidy_at = env.clock.monotonic()
         self._desired: tuple[Desired, str] | None = None
         for name in self.record.models:
@@ -68,8 +70,9 @@ class Deployer:
 
     def reports(self) -> dict[str, ModelReport]:
         """What the manager is told, by model."""
+        beside = self._besides.reports()
         return {
-            name: model.report(self._preparing.in_flight(name))
+            name: model.report(self._preparing.in_flight(name), beside.get(name))
             for name, model in self.record.models.items()
         }
 
@@ -81,6 +84,7 @@ class Deployer:
         """Do what is to be done now; whether anything happened."""
         changed = self._jobs.take()
         changed |= self._hosted.take_ends()
+        self._besides.look()
         for _ in range(STEPS_MAX):
             desired, self._desired = self._desired, None
             plan = planner.plan(self.record, desired, self._facts())
@@ -101,6 +105,7 @@ class Deployer:
             if model is not None and model.state is SlotState.TRIAL:
                 seconds = trial.read(self._env.clock.monotonic()).seconds
                 record = record.with_model(name, msgspec.structs.replace(model, trial_s=seconds))
+        record = self._besides.checkpoint(record)
         if record is not self.record or clean != record.clean:
             self._kept.save(msgspec.structs.replace(record, clean=clean))
 
@@ -118,6 +123,8 @@ class Deployer:
             waits=self._preparing.waits(),
             trials={name: trial.read(now) for name, trial in self._trials.items()},
             ends=self._hosted.ends(),
+            beside=self._besides.standing(),
+            fallen=self._preparing.fallen(),
             clean_start=self._clean_start,
             containers=images is not None,
             untidy=untidy and now >= self._tidy_at,
@@ -133,15 +140,7 @@ class Deployer:
         elif isinstance(step, steps.Remove):
             self._remove(step)
         elif isinstance(step, steps.Observe):
-            self._kept.save(
-                msgspec.structs.replace(
-                    self.record,
-                    gen=step.gen,
-                    desired_digest=step.digest,
-                    config=step.config,
-                    note=step.note,
-                )
-            )
+            self._kept.observe(step)
         elif isinstance(step, steps.Fetch):
             self._preparing.fetch(step.model)
         elif isinstance(step, steps.Verify):
@@ -150,6 +149,10 @@ class Deployer:
             self._kept.change(step.model, Event.TEST)
         elif isinstance(step, steps.SelfTest):
             self._preparing.self_test(step.model)
+        elif isinstance(step, steps.StandBeside):
+            self._besides.begin(step.model)
+        elif isinstance(step, steps.Replay):
+            self._besides.replay(step.model)
         elif isinstance(step, steps.Activate):
             self._activate(step)
         elif isinstance(step, steps.Load):
@@ -162,6 +165,7 @@ class Deployer:
         elif isinstance(step, steps.MarkUnproven):
             self._kept.change(step.model, None, unproven=True)
         elif isinstance(step, steps.Refuse):
+            self._besides.end(step.model)
             self._preparing.refuse(step.model, step.reason)
         elif isinstance(step, steps.Revert):
             self._revert(step.model, step.reason)
@@ -174,7 +178,7 @@ class Deployer:
         model = self._kept.model(step.model)
         digest = step.candidate.digest
         self._hosted.serving(step.model)
-        self._preparing.drop(model)
+        self._withdraw(step.model)
         self._preparing.begin(step.candidate)
         self._kept.change(
             step.model,
@@ -186,11 +190,18 @@ class Deployer:
             test_tries=step.policy.trial_tries,
             failed={key: value for key, value in model.failed.items() if key != digest},
             fetched_bytes=0,
+            beside=None,
+            unproven=model.unproven and model.state is not SlotState.SHADOW,
         )
+
+    def _withdraw(self, name: str) -> None:
+        """Its candidate is not wanted any more."""
+        self._besides.end(name)
+        self._preparing.drop(self._kept.model(name))
 
     def _relabel(self, step: steps.Relabel) -> None:
         model = self._kept.model(step.model)
-        self._preparing.drop(model)
+        self._withdraw(step.model)
         self._kept.change(
             step.model,
             Event.RESUME if model.confirmed else Event.RESUME_TRIAL,
@@ -200,6 +211,7 @@ class Deployer:
             policy=step.policy,
             retry_token=step.retry_token,
             fetched_bytes=0,
+            beside=None,
         )
         live = self._hosted.serving(step.model).live
         if live is not None and live.ref.content == step.active.content:
@@ -209,7 +221,7 @@ class Deployer:
                 trial.move(region, self._env.clock.monotonic())
 
     def _remove(self, step: steps.Remove) -> None:
-        self._preparing.drop(self._kept.model(step.model))
+        self._withdraw(step.model)
         self._hosted.serving(step.model).stop()
         self._trials.pop(step.model, None)
         self._kept.change(
@@ -220,6 +232,7 @@ class Deployer:
             fallback=None,
             candidate=None,
             confirmed=False,
+            beside=None,
         )
 
     def _activate(self, step: steps.Activate) -> None:
@@ -236,6 +249,7 @@ class Deployer:
             **activation(model, proven=step.proven),
         )
         region = self._serve(step.model, loaded)
+        self._besides.end(step.model)
         self._trials.pop(step.model, None)
         if not step.proven:
             self._trials[step.model] = TrialCounter(region, self._env.clock.monotonic())

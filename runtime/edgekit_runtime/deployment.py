@@ -14,6 +14,7 @@ import msgspec
 from edgekit.contracts import digest as digests
 from edgekit.contracts.messages import DeviceEvent, Failure, Record, SlotEvent, SlotRef
 from edgekit.contracts.states import SlotState
+from edgekit_runtime.beside import Readings
 from edgekit_runtime.counting import Counting
 from edgekit_runtime.errors import RuntimeUnfitError
 from edgekit_runtime.machine import Event, next_state
@@ -32,6 +33,7 @@ FAILED_MAX = 16  # quarantined digests remembered per model
 REASON_CHARS_MAX = 500
 AUDITED = frozenset(
     {
+        SlotState.SHADOW,
         SlotState.TRIAL,
         SlotState.CONFIRMED,
         SlotState.ROLLED_BACK,
@@ -57,6 +59,7 @@ class Environment:
     wake: Callable[[], None]
     serving_changed: Callable[[Serving], None]  # what is to serve; called by the control thread
     images: Images | None = None  # this device has a container engine
+    readings: Callable[[], Readings] = Readings  # of the device; by default nothing is known
     runtime_on_trial: bool = False  # the supervisor has another one to go back to
 
 

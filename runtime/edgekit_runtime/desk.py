@@ -19,6 +19,7 @@ from edgekit_runtime.http1 import HttpError, Reply, Request
 from edgekit_runtime.loop import READ, WRITE, Loop
 from edgekit_runtime.oip import Route
 from edgekit_runtime.replies import ACTIONS
+from edgekit_runtime.samples import Sampler
 from edgekit_runtime.supervision import EXIT_MEMORY
 from edgekit_runtime.wire import Channel, Frame, FrameKind
 
@@ -40,6 +41,7 @@ class Desk(Connections):
         self._model = order.model
         self._requests_max = order.requests_max
         self._answerer = answerer
+        self.sampler = Sampler(self._loop)
         self._board = board
         self._channel = channel
         self._queue: deque[tuple[Client, Request, Route]] = deque()
@@ -147,6 +149,9 @@ class Desk(Connections):
             board.end(monotonic_ns())
             board.count(*seen)
         self.answer(found, reply, keep_alive=request.keep_alive)
+        answered = self._answerer.answered
+        if answered is not None and not self._queue:  # late: nobody is to wait for a sample
+            self.sampler.offer(answered.request, answered.inputs, answered.outputs)
 
     def _give_back(self, found: Client, request: Request | None) -> None:
         unread = found.parser.unread()

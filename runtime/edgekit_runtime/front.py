@@ -96,7 +96,8 @@ class Front(Connections):
 
     def watch(self, now: float) -> None:
         """Look after workers and slow clients; called every so often."""
-        for worker in self.workers():
+        followers = (lane.link.follower for lane in self._lanes.values())
+        for worker in (*self.workers(), *filter(None, followers)):
             worker.check()
         self.sweep(now)
         held = {handed.worker for handed in self._handed.values()}
@@ -184,6 +185,7 @@ class Front(Connections):
                 ended=self._ended,
                 left=self._left,
                 settled=self._settled,
+                fallen=self._woken,
             )
         return lane
 

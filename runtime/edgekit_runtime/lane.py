@@ -15,6 +15,7 @@ import msgspec
 
 from edgekit_runtime.loop import Loop
 from edgekit_runtime.serving import Live, Serving
+from edgekit_runtime.shadow_link import ShadowLink
 from edgekit_runtime.supervision import Ending
 from edgekit_runtime.wire import Frame, FrameKind, Grant
 from edgekit_runtime.worker_model import WorkerModel
@@ -41,6 +42,7 @@ class Lane:
         ended: Callable[[WorkerModel, Ending], None],
         left: Callable[[WorkerModel, Live], None],
         settled: Callable[[Lane], None],
+        fallen: Callable[[], None],
     ) -> None:
         """A lane without a worker.
 
@@ -51,6 +53,7 @@ class Lane:
             ended: a worker has ended untold.
             left: a worker was retired and holds no unanswered request.
             settled: connections that waited can go on.
+            fallen: a candidate in the shadow has ended untold.
         """
         self.serving = serving
         self.phase = Phase.CLOSED
@@ -62,6 +65,7 @@ class Lane:
         self._ended = ended
         self._left = left
         self._settled = settled
+        self.link = ShadowLink(loop, fallen)
 
     @property
     def waits(self) -> bool:
@@ -84,9 +88,12 @@ class Lane:
                 self._grant(loaded, wanted)
         elif loaded is not self.worker:
             self.phase = Phase.DRAINING
+            self.link.lost()
             self.worker.send(Frame(FrameKind.RETIRE))
         elif wanted is not None and wanted is not self.live:
             self._grant(self.worker, wanted)
+        answering = self.worker if self.phase is Phase.OPEN else None
+        self.link.sync(answering, self.serving.companion)
 
     def drain(self) -> None:
         """Have everything received answered, then retire; the agent stops."""
@@ -126,6 +133,7 @@ class Lane:
     def _enter(self, phase: Phase, before: Callable[[], None] | None = None) -> None:
         self.phase = phase
         if phase is Phase.CLOSED:
+            self.link.lost()
             self.serving.shelf.loan_returned()
             self.worker = self.live = None
         if before is not None:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 from edgekit.contracts import digest as digests
 from edgekit.contracts.messages import Deployment, Desired, Policy, SlotRef, VariantRef
+from edgekit.contracts.shadow import ShadowMode
 from edgekit.contracts.states import SlotState
-from edgekit_runtime import steps
+from edgekit_runtime import beside, steps
+from edgekit_runtime.beside import Beside, Ruling
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
 from edgekit_runtime.steps import Step
 from edgekit_runtime.supervision import CRASH_WINDOW_S, CRASHES_MAX, Ending, EndKind
@@ -49,6 +51,14 @@ class Ended:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """A candidate stands beside what serves."""
+
+    seen: Beside
+    collected: bool = False  # enough samples are there to be replayed
+
+
+@dataclass(frozen=True)
 class Facts:
     """What is, outside the record."""
 
@@ -61,6 +71,8 @@ class Facts:
     ends: Mapping[str, Ended] = field(default_factory=dict)  # models whose worker ended
     clean_start: bool = False  # the process before this one stopped in order
     containers: bool = False  # this device runs images
+    beside: Mapping[str, Standing] = field(default_factory=dict)  # candidates beside what serves
+    fallen: Mapping[str, Ending] = field(default_factory=dict)  # loaded candidates that ended
     untidy: bool = False  # containers may have been left behind, and it is time to look
 
 
@@ -160,6 +172,9 @@ def _advance(name: str, model: ModelRecord, facts: Facts) -> list[Step]:
         if reason:
             return [steps.Revert(name, reason)]
     if model.state in PREPARING and model.candidate is not None:
+        unfit = _unfit_candidate(name, model, model.candidate, facts)
+        if unfit:
+            return [steps.Refuse(name, unfit)]
         return _prepare(name, model, model.candidate, facts)
     if model.state is SlotState.TRIAL:
         return _judge(name, model, facts.trials.get(name, Trial()))
@@ -206,13 +221,54 @@ def _prepare(name: str, model: ModelRecord, candidate: SlotRef, facts: Facts) ->
     }
     if model.state in simple:
         return [simple[model.state]]
+    if model.state is SlotState.SHADOW and model.active is not None:
+        found = _stand_beside(name, model, candidate, facts)
+        if found is not None:
+            return found
+    return _tested(name, model, candidate, facts)
+
+
+def _tested(name: str, model: ModelRecord, candidate: SlotRef, facts: Facts) -> list[Step]:
     if candidate.content in facts.ready:
         fallback = model.fallback
         proven = fallback is not None and fallback.content == candidate.content
+        first = model.state is SlotState.SELF_TEST and not proven
+        if first and beside.wanted(model.policy, model.active):
+            return [steps.StandBeside(name)]
         return [steps.Activate(name, proven)]
     if model.test_tries <= 0:
         return [steps.Refuse(name, "crash loop: every try of its self-test was spent")]
     return [steps.SelfTest(name)]
+
+
+def _unfit_candidate(name: str, model: ModelRecord, candidate: SlotRef, facts: Facts) -> str:
+    """Why a candidate that is loaded, or stands beside what serves, must go."""
+    fallen = facts.fallen.get(candidate.content)
+    if fallen is not None and fallen.kind is not EndKind.OUTSIDE:
+        return f"beside what serves: {fallen.reason}"
+    standing = facts.beside.get(name)
+    if model.state is not SlotState.SHADOW or standing is None or model.beside is None:
+        return ""
+    ruling, reason = beside.judge(model.policy, model.beside.agreement_min, standing.seen)
+    return reason if ruling is Ruling.REFUSE else ""
+
+
+def _stand_beside(
+    name: str, model: ModelRecord, candidate: SlotRef, facts: Facts
+) -> list[Step] | None:
+    """What a candidate in SHADOW needs next; None when it has shown enough."""
+    shadow, standing = model.policy.shadow, facts.beside.get(name)
+    replays = shadow is not None and shadow.mode is ShadowMode.REPLAY
+    if standing is None or model.beside is None:
+        if replays or candidate.content in facts.ready:
+            return [steps.StandBeside(name)]
+        return None  # it is loaded again
+    ruling, _ = beside.judge(model.policy, model.beside.agreement_min, standing.seen)
+    if ruling is Ruling.PASS:
+        return None
+    if ruling is Ruling.UNPROVEN and not model.unproven:
+        return [steps.MarkUnproven(name)]
+    return [steps.Replay(name)] if replays and standing.collected else []
 
 
 def _judge(name: str, model: ModelRecord, trial: Trial) -> list[Step]:

@@ -16,6 +16,7 @@ from edgekit import preprocess
 from edgekit.contracts.bundle import BundleManifest
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import BadInputError
+from edgekit.contracts.shadow import Expectation
 from edgekit.contracts.verdict import Verdict
 from edgekit.stats import compare
 from edgekit_runtime import bundles, contract_facts, engines, guard
@@ -47,6 +48,11 @@ class Predictor:
         if contract_facts.class_count(self.contract) == 0:
             return None
         return contract_facts.scored_output(self.contract).name
+
+    @property
+    def expectation(self) -> Expectation | None:
+        """See `edgekit_runtime.ports.Loaded.expectation`."""
+        return self.bundle.expectation
 
     def close(self) -> None:
         """Nothing to end: memory goes with the last reference."""

@@ -74,6 +74,20 @@ class SelfTest:
 
 
 @dataclass(frozen=True)
+class StandBeside:
+    """Put the candidate beside what serves: in its shadow, or to answer a share of the requests."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Give the candidate the samples that were collected. Slow."""
+
+    model: str
+
+
+@dataclass(frozen=True)
 class Activate:
     """Switch to the candidate, which is loaded; the record is persisted before."""
 
@@ -133,6 +147,8 @@ Step = (
     | Verify
     | BeginTest
     | SelfTest
+    | StandBeside
+    | Replay
     | Activate
     | Load
     | Confirm

@@ -24,6 +24,7 @@ from edgekit.contracts.bundle import BundleManifest
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import BugError
 from edgekit.contracts.messages import SlotRef
+from edgekit.contracts.shadow import Expectation
 
 _HEAD = struct.Struct("<BBHII")  # kind, descriptors, unused, bytes of meta, bytes of body
 _HANDED = struct.Struct("<IB")  # number, whether the client has stopped sending
@@ -41,6 +42,10 @@ class FrameKind(IntEnum):
     TAKE = 3  # answer this connection; body is what was received and not answered
     RETIRE = 4  # give every connection back; with meta: when what is queued is answered
     CANARY = 5  # run the model once, count nothing
+    SAMPLE = 6  # send on a share of what you answer; meta is a `Sampling`, the descriptor where to
+    FOLLOW = 7  # compare what comes with your own answers; meta is a `Following`, the descriptors
+    # what it comes from (a socket, or a memory file to be gone through once) and a region
+    DIVIDE = 8  # answer requests of one arm only, give the others back; meta is a `Division`
     # from the worker
     LOADED = 16  # meta is `Facts`
     FAILED = 17  # cannot be loaded; meta is a `Refusal`
@@ -48,6 +53,8 @@ class FrameKind(IntEnum):
     BACK = 19  # a connection whose next request is not for this worker; body like TAKE's
     GONE = 20  # a connection has ended
     RETIRED = 21  # everything counted, everything given back
+    FOLLOWED = 22  # the memory file of the last FOLLOW has been gone through
+    DIVIDED = 23  # the last DIVIDE holds from here on
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,11 +80,35 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     version: str
 
 
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """What share of the answers is sampled; without a descriptor to where it went before."""
+
+    share: float
+    bytes_max: int = 0  # of a memory file; 0: the descriptor is a socket's
+    end: bool = False  # close what samples went to
+
+
+class Following(msgspec.Struct, frozen=True, kw_only=True):
+    """How answers are compared; ``once``: the samples lie in a memory file."""
+
+    abs: float
+    rel: float
+    once: bool = False
+
+
+class Division(msgspec.Struct, frozen=True, kw_only=True):
+    """Which requests are whose: the second arm has the ``share`` of them; 0: the first has all."""
+
+    share: float
+    second: bool = False  # this worker is the second arm
+
+
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What the agent must know about a loaded bundle."""
 
     manifest: BundleManifest
     contract: Contract
+    expectation: Expectation | None = None
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):

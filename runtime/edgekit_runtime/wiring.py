@@ -9,8 +9,9 @@ from pathlib import Path
 
 from edgekit.contracts.messages import DeviceProfile
 from edgekit.engine import opened
-from edgekit_runtime import agent, prestart, profile
+from edgekit_runtime import agent, prestart, process_facts, profile
 from edgekit_runtime.agent import Agent, Parts
+from edgekit_runtime.beside import Readings
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.config import AgentConfig
 from edgekit_runtime.containers import slots
@@ -86,6 +87,7 @@ def build(config: AgentConfig) -> Built:
             wake=wake.set,
             serving_changed=front.changed,
             images=containers[1] if containers else None,
+            readings=lambda: Readings(memory_available=process_facts.memory_available()),
             runtime_on_trial=os.environ.get("EDGEKIT_SUPERVISOR") == "trial",
         )
     )

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 from edgekit.contracts.bundle import BundleManifest
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.messages import Policy
+from edgekit.contracts.shadow import Expectation
 from edgekit_runtime import process_facts, supervision
 from edgekit_runtime.board import Board
+from edgekit_runtime.errors import WorkerEndedError
 from edgekit_runtime.loop import READ, WRITE, Loop
 from edgekit_runtime.region import Region
 from edgekit_runtime.supervision import Ending, EndKind
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 LATENCIES_MAX = 512  # of the newest requests, for the p99
 CANARY_S = 10.0  # a worker without traffic for so long shows that it still computes
+REPLAY_LOOK_S = 0.2  # between looks at a worker that replays
 EXIT_S = 0.5  # a process that closed its socket has this long to end before it is killed
 OnFrame = Callable[["WorkerModel", Frame], None]
 OnEnd = Callable[["WorkerModel", Ending], None]
@@ -40,6 +43,7 @@ class WorkerModel:
     ) -> None:
         self.manifest: BundleManifest = facts.manifest
         self.contract: Contract = facts.contract
+        self.expectation: Expectation | None = facts.expectation
         self.pid = process.pid
         self.board = board
         self.region: Region | None = None  # where it counts now
@@ -76,11 +80,14 @@ class WorkerModel:
     # --- the front's thread --------------------------------------------------------------------
 
     def attach(self, loop: Loop, on_frame: OnFrame, on_end: OnEnd) -> None:
-        """Have ``loop`` read what the worker says."""
+        """Have ``loop`` read what the worker says; again, to have others told."""
         with self._lock:
             if self._shut:
                 return
+            attached = self._loop is not None
             self._loop, self._on_frame, self._on_end = loop, on_frame, on_end
+            if attached:
+                return
             channel = self._channel
             channel.socket.setblocking(False)
             loop.watch(channel.socket.fileno(), READ, self._ready)
@@ -96,6 +103,31 @@ class WorkerModel:
             return
         if channel.unsent:
             self._loop.change(channel.socket.fileno(), READ | WRITE)
+
+    def replay(self, frame: Frame) -> None:
+        """Have it go through collected samples; for a job's thread, before `attach`.
+
+        Raises:
+            WorkerEndedError: it ended, or an inference did.
+        """
+        channel, name = self._channel, self.manifest.model
+        channel.socket.settimeout(REPLAY_LOOK_S)
+        try:
+            channel.send(frame)
+            while True:
+                try:
+                    frames = channel.receive()
+                except TimeoutError:
+                    self.check()
+                    frames = []
+                if frames is None or self._ending is not None:
+                    ending = self._ending or self._process.wait(EXIT_S)
+                    raise WorkerEndedError(f"{name}: {ending.reason}", ending)
+                if frames:
+                    return
+        except OSError as exc:
+            ending = self._ending or self._process.wait(EXIT_S)
+            raise WorkerEndedError(f"{name}: {ending.reason}", ending) from exc
 
     def proven(self, now: float) -> bool:
         """Whether it showed lately, by an inference or a canary, that it computes."""

@@ -26,7 +26,7 @@ ORDER = wire.Order(
 
 
 class Answers:
-    seen = None
+    seen = answered = None
 
     def __init__(self, body: bytes) -> None:
         self.body = body
