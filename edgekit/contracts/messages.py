@@ -19,6 +19,7 @@ from edgekit.contracts.shadow import Shadow, Split
 from edgekit.contracts.states import DeviceState, SlotState
 
 SCHEMA = 1
+GROUP_MAX = 16  # models that change together
 
 
 class DeltaFallback(str, Enum):
@@ -81,6 +82,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     variants: dict[str, VariantRef]
     policy: Policy = Policy()
     retry_token: str = ""  # a changed token lifts the quarantine of a failed digest
+    group: tuple[str, ...] = ()  # models, this one among them, that change together or not at all
 
 
 class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +113,7 @@ class SlotRef(msgspec.Struct, frozen=True, kw_only=True):
     rollout: str
     wave: int
     image: ImageRef | None = None  # it lies in the container engine, not among the blobs
+    group: tuple[str, ...] = ()  # of the deployment that brought it
 
     @property
     def content(self) -> str:
@@ -126,6 +129,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 1
     retry_token: str = ""
     content: str = ""  # digest of the image, when it was one that failed
+    shared: bool = False  # another model of its group failed: this one may be tried again
 
 
 class ShadowReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -303,6 +307,23 @@ class DeviceEvent(msgspec.Struct, frozen=True, kw_only=True, tag="device_event")
 
 
 Record = Window | Tombstone | SlotEvent | DeviceEvent
+
+
+def check_group(model: str, group: tuple[str, ...]) -> None:
+    """Return when ``group`` can be obeyed by a deployment of ``model``.
+
+    Raises:
+        BadInputError: one model alone, names twice, too many, or it leaves ``model`` out.
+    """
+    problem = ""
+    if len(set(group)) != len(group):
+        problem = "names a model twice"
+    elif not 2 <= len(group) <= GROUP_MAX:
+        problem = f"names {len(group)} models, 2-{GROUP_MAX} change together"
+    elif model not in group:
+        problem = f"leaves out {model} itself"
+    if group and problem:
+        raise BadInputError(f"group of {model}: {problem}", hint="list every model of the group")
 
 
 def check_policy(policy: Policy) -> Policy:

@@ -28,6 +28,7 @@ from edgekit.contracts.messages import (
     Health,
     Record,
     Reported,
+    check_group,
     check_policy,
 )
 from edgekit_runtime import process_facts
@@ -228,8 +229,9 @@ class Agent:
             inner = bytes(envelope.payload)
             parts.verifier.desired(inner, envelope.sig)
             desired = codec.decode(Desired, inner, what="desired")
-            for deployment in desired.deployments.values():
+            for name, deployment in desired.deployments.items():
                 check_policy(deployment.policy)
+                check_group(name, deployment.group)
                 for variant in deployment.variants.values():
                     digests.parse(variant.digest)
                     if variant.image is not None:

@@ -8,7 +8,7 @@ candidate they were meant for and dropped when that has changed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from typing_extensions import assert_never
@@ -20,7 +20,7 @@ from edgekit.engine.ports import EngineAwayError
 from edgekit_runtime import planner, steps
 from edgekit_runtime.besides import Besides
 from edgekit_runtime.counting import TrialCounter
-from edgekit_runtime.deployment import Deployment, Environment
+from edgekit_runtime.deployment import Change, Deployment, Environment
 from edgekit_runtime.hosted import Hosted
 from edgekit_runtime.jobs import Done, JobRunner
 from edgekit_runtime.machine import Event
@@ -48,6 +48,7 @@ class Deployer:
         self._jobs = JobRunner(env.wake)
         self._preparing = Preparation(env, self._kept, self._jobs)
         self._besides = Besides(env, self._kept, self._hosted, self._preparing, self._jobs)
+        self._preparing.withdrawn = self._besides.end
         self._tidy_at = env.clock.monotonic()
         self._desired: tuple[Desired, str] | None = None
         for name in self.record.models:
@@ -154,7 +155,9 @@ class Deployer:
         elif isinstance(step, steps.Replay):
             self._besides.replay(step.model)
         elif isinstance(step, steps.Activate):
-            self._activate(step)
+            self._activate((step,))
+        elif isinstance(step, steps.ActivateGroup):
+            self._activate(step.members)
         elif isinstance(step, steps.Load):
             self._load(step)
         elif isinstance(step, steps.Confirm):
@@ -165,7 +168,6 @@ class Deployer:
         elif isinstance(step, steps.MarkUnproven):
             self._kept.change(step.model, None, unproven=True)
         elif isinstance(step, steps.Refuse):
-            self._besides.end(step.model)
             self._preparing.refuse(step.model, step.reason)
         elif isinstance(step, steps.Revert):
             self._revert(step.model, step.reason)
@@ -233,26 +235,31 @@ class Deployer:
             candidate=None,
             confirmed=False,
             beside=None,
+            flip=0,
         )
 
-    def _activate(self, step: steps.Activate) -> None:
-        model = self._kept.model(step.model)
-        candidate = model.candidate
-        if candidate is None:
-            return
-        loaded = self._preparing.take(candidate)
-        self._hosted.forget(step.model)
-        self._kept.change(
-            step.model,
-            Event.REINSTATE if step.proven else Event.ACTIVATE,
-            "proven here before" if step.proven else "on trial",
-            **activation(model, proven=step.proven),
-        )
-        region = self._serve(step.model, loaded)
-        self._besides.end(step.model)
-        self._trials.pop(step.model, None)
-        if not step.proven:
-            self._trials[step.model] = TrialCounter(region, self._env.clock.monotonic())
+    def _activate(self, members: Sequence[steps.Activate]) -> None:
+        """One write, then each switches: after a power cut all serve, or none."""
+        flip = self.record.gen if len(members) > 1 else 0
+        changes, taken = [], []
+        for step in members:
+            model = self._kept.model(step.model)
+            if model.candidate is None:
+                return
+            event = Event.REINSTATE if step.proven else Event.ACTIVATE
+            why = "proven here before" if step.proven else "on trial"
+            found = activation(model, proven=step.proven, flip=flip)
+            changes.append(Change(step.model, event, why, found))
+            taken.append((step, model.candidate))
+        loaded = {step.model: self._preparing.take(ref) for step, ref in taken}
+        self._kept.change_all(changes)
+        for step in members:
+            self._hosted.forget(step.model)
+            region = self._serve(step.model, loaded[step.model])
+            self._besides.end(step.model)
+            self._trials.pop(step.model, None)
+            if not step.proven:
+                self._trials[step.model] = TrialCounter(region, self._env.clock.monotonic())
 
     def _load(self, step: steps.Load) -> None:
         model = self._kept.model(step.model)
@@ -298,19 +305,33 @@ class Deployer:
             self._trials[name] = TrialCounter(region, now, before_s=model.trial_s, fresh=False)
 
     def _revert(self, name: str, reason: str) -> None:
+        """Back to the fallback, with whatever changed together with it."""
+        flip = self._kept.model(name).flip
+        mates = [n for n, m in self.record.models.items() if flip and m.flip == flip and n != name]
+        found = [self._reversion(name, reason)]
+        found += [self._reversion(n, f"with {name} of its group: {reason}", name) for n in mates]
+        changes = [change for change in found if change is not None]
+        if not changes:
+            return
+        self._kept.change_all(changes)
+        for change in changes:
+            self._trials.pop(change.model, None)
+            self._hosted.forget(change.model)
+            if self._kept.model(change.model).active is None:
+                self._hosted.serving(change.model).stop()
+            # Else what fails keeps answering until the planner has the fallback loaded.
+
+    def _reversion(self, name: str, reason: str, cause: str = "") -> Change | None:
         model = self._kept.model(name)
         if model.active is None:
-            return
-        self._trials.pop(name, None)
-        self._hosted.forget(name)
-        failed = self._kept.quarantine(model, model.active, reason)
+            return None
+        failed = self._kept.quarantine(model, model.active, reason, shared=bool(cause))
         if model.fallback is not None:
-            self._kept.change(name, Event.REVERT, reason, failed=failed, **reversion(model))
-            return  # what fails keeps answering until the planner has the fallback loaded
+            return Change(name, Event.REVERT, reason, {**reversion(model), "failed": failed})
         preparing = model.state in planner.PREPARING and model.candidate is not None
         event = Event.REVERT if preparing else Event.STRAND
-        self._kept.change(name, event, reason, active=None, confirmed=False, failed=failed)
-        self._hosted.serving(name).stop()
+        nothing = {"active": None, "confirmed": False, "flip": 0, "failed": failed}
+        return Change(name, event, reason, nothing)
 
     def _tidy(self) -> None:
         images, stale = self._env.images, self.record.stale_images()

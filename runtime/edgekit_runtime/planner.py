@@ -91,6 +91,7 @@ def plan(
     found: list[Step] = []
     for name in sorted(record.models):
         found += _advance(name, record.models[name], facts)
+    found = _together(record, found)
     if not found and not facts.busy and facts.untidy:
         return (steps.Tidy(),)
     return tuple(found)
@@ -99,38 +100,95 @@ def plan(
 def _take(
     record: DeploymentRecord, desired: Desired, digest: str, facts: Facts
 ) -> tuple[Step, ...]:
+    fits = {name: _offer(name, record, desired, facts) for name in sorted(desired.deployments)}
     found: list[Step] = []
     notes: list[str] = []
-    for name in sorted(desired.deployments):
-        deployment = desired.deployments[name]
-        model = record.models.get(name, ModelRecord())
-        target = next((t for t in facts.targets if t in deployment.variants), None)
-        if target is None:
-            notes.append(
-                f"{name}: release {deployment.release} has variants for "
-                f"{', '.join(sorted(deployment.variants)) or 'nothing'}, "
-                f"this device runs {', '.join(facts.targets) or 'none'}"
-            )
-            continue
-        variant = deployment.variants[target]
-        candidate = _candidate(deployment, target, variant, facts)
-        failure = model.failed.get(variant.digest)
-        if (
-            failure is not None
-            and failure.retry_token == deployment.retry_token
-            and failure.content in {"", candidate.content}
-        ):
-            notes.append(
-                f"{name}: {digests.short(variant.digest)} failed here ({failure.reason}) "
-                "and is not tried again without a new retry token"
-            )
-            continue
-        found.append(_assign(name, model, deployment, candidate, variant))
+    for name, offered in fits.items():
+        group = desired.deployments[name].group
+        problem = _incomplete(group, desired, fits) if group else ""
+        if isinstance(offered, str):
+            notes.append(offered)
+        elif problem:
+            notes.append(f"{name}: stays as it is: {problem}")
+        else:
+            found.append(offered)
     for name, model in sorted(record.models.items()):
         if name not in desired.deployments and model.state is not SlotState.EMPTY:
             found.append(steps.Remove(name))
     found.append(steps.Observe(desired.gen, digest, desired.config, "; ".join(notes)))
     return tuple(found)
+
+
+def _offer(name: str, record: DeploymentRecord, desired: Desired, facts: Facts) -> Step | str:
+    """How to take up what is desired of one model, or why not."""
+    deployment = desired.deployments[name]
+    model = record.models.get(name, ModelRecord())
+    target = next((t for t in facts.targets if t in deployment.variants), None)
+    if target is None:
+        return (
+            f"{name}: release {deployment.release} has variants for "
+            f"{', '.join(sorted(deployment.variants)) or 'nothing'}, "
+            f"this device runs {', '.join(facts.targets) or 'none'}"
+        )
+    variant = deployment.variants[target]
+    candidate = _candidate(deployment, target, variant, facts)
+    failure = model.failed.get(variant.digest)
+    if (
+        failure is not None
+        and not failure.shared
+        and failure.retry_token == deployment.retry_token
+        and failure.content in {"", candidate.content}
+    ):
+        return (
+            f"{name}: {digests.short(variant.digest)} failed here ({failure.reason}) "
+            "and is not tried again without a new retry token"
+        )
+    return _assign(name, model, deployment, candidate, variant)
+
+
+def _incomplete(group: tuple[str, ...], desired: Desired, fits: Mapping[str, Step | str]) -> str:
+    """Why a group cannot be taken up as a whole; empty when it can."""
+    for name in group:
+        deployment = desired.deployments.get(name)
+        if deployment is None or deployment.group != group:
+            return f"{name} of its group is not deployed with it"
+        if isinstance(fits[name], str):
+            return f"{name} of its group cannot be taken up"
+    return ""
+
+
+def _together(record: DeploymentRecord, found: list[Step]) -> list[Step]:
+    """Members of a group take over in one step, once all can; they are confirmed together, too."""
+    ready = {step.model: step for step in found if isinstance(step, steps.Activate)}
+    good = {step.model for step in found if isinstance(step, steps.Confirm)}
+    result: list[Step] = []
+    for step in found:
+        if isinstance(step, steps.Activate):
+            candidate = record.models[step.model].candidate
+            group = candidate.group if candidate is not None else ()
+            pending = [name for name in group if _preparing(record, name, group)]
+            if not group:
+                result.append(step)
+            elif pending[0] == step.model and ready.keys() >= set(pending):
+                result.append(steps.ActivateGroup(tuple(ready[name] for name in pending)))
+        elif isinstance(step, steps.Confirm):
+            flip = record.models[step.model].flip
+            mates = {
+                name
+                for name, model in record.models.items()
+                if flip and model.flip == flip and model.state is SlotState.TRIAL
+            }
+            if good >= mates:
+                result.append(step)
+        else:
+            result.append(step)
+    return result
+
+
+def _preparing(record: DeploymentRecord, name: str, group: tuple[str, ...]) -> bool:
+    """Whether ``name`` has a candidate of ``group``: if not, it runs what is wanted already."""
+    model = record.models.get(name)
+    return model is not None and model.candidate is not None and model.candidate.group == group
 
 
 def _candidate(deployment: Deployment, target: str, variant: VariantRef, facts: Facts) -> SlotRef:
@@ -141,6 +199,7 @@ def _candidate(deployment: Deployment, target: str, variant: VariantRef, facts: 
         release=deployment.release,
         rollout=deployment.rollout,
         wave=deployment.wave,
+        group=deployment.group,
         image=variant.image if facts.containers else None,
     )
 
@@ -157,6 +216,7 @@ def _assign(
             release=ref.release,
             rollout=ref.rollout,
             wave=ref.wave,
+            group=ref.group,
             image=held.image,
         )
         return steps.Relabel(name, same, deployment.policy, deployment.retry_token)

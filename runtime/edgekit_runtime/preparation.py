@@ -14,7 +14,7 @@ from edgekit.contracts.errors import EdgekitError, ResourceError, UnavailableErr
 from edgekit.contracts.messages import SlotRef
 from edgekit.contracts.states import SlotState
 from edgekit.engine.ports import EngineAwayError
-from edgekit_runtime.deployment import Deployment, Environment
+from edgekit_runtime.deployment import Change, Deployment, Environment
 from edgekit_runtime.downloads import Downloads, Meter, Metered
 from edgekit_runtime.errors import DeltaAwaitedError, UnsuitableError
 from edgekit_runtime.jobs import Done, JobRunner
@@ -35,6 +35,7 @@ class Preparation:
         self._attempts = Downloads(env.clock)
         self._ready: dict[str, Loaded] = {}
         self._meters: dict[str, Meter] = {}
+        self.withdrawn: Callable[[str], None] = lambda _name: None  # called when one is refused
 
     @property
     def ready(self) -> frozenset[str]:
@@ -91,16 +92,26 @@ class Preparation:
                 ready.close()
 
     def refuse(self, name: str, reason: str) -> None:
-        """The candidate is unfit; what serves keeps serving."""
-        model = self._kept.model(name)
-        if model.candidate is None:
+        """The candidate is unfit, and with it the others of its group; what serves stays."""
+        candidate = self._kept.model(name).candidate
+        if candidate is None:
             return
-        event = Event.REFUSE if model.active is not None else Event.STRAND
-        failed = self._kept.quarantine(model, model.candidate, reason)
-        self.drop(model)
-        self._kept.change(
-            name, event, reason, candidate=None, failed=failed, beside=None, unproven=False
-        )
+        changes = []
+        for each in candidate.group or (name,):
+            model = self._kept.model(each)
+            theirs = model.candidate
+            if theirs is None or (each != name and theirs.group != candidate.group):
+                continue
+            why = reason if each == name else f"with {name} of its group: {reason}"
+            event = Event.REFUSE if model.active is not None else Event.STRAND
+            failed = self._kept.quarantine(model, theirs, why, shared=each != name)
+            found = {"candidate": None, "failed": failed, "beside": None, "unproven": False}
+            changes.append(Change(each, event, why, found))
+        refused = [(change.model, self._kept.model(change.model)) for change in changes]
+        self._kept.change_all(changes)
+        for each, model in refused:
+            self.withdrawn(each)
+            self.drop(model)
 
     def fetch(self, name: str) -> None:
         """Make every blob, or the image, present."""

@@ -52,6 +52,9 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     failed: dict[str, Failure] = {}
     fetched_bytes: int = 0
     beside: BesideRecord | None = None  # in SHADOW
+    flip: int = (
+        0  # generation of the group that ``active`` came with: it goes back together; 0: alone
+    )
 
     def report(self, in_flight: int = 0, shadow: ShadowReport | None = None) -> ModelReport:
         """What the manager is told; ``in_flight``: bytes of the download in progress."""
@@ -104,8 +107,8 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, models={**self.models, name: model})
 
 
-def activation(model: ModelRecord, *, proven: bool) -> dict[str, Any]:
-    """What changes when the candidate takes over.
+def activation(model: ModelRecord, *, proven: bool, flip: int = 0) -> dict[str, Any]:
+    """What changes when the candidate takes over; ``flip``: with others, in this generation.
 
     Only a confirmed bundle is kept to go back to; an unconfirmed one gives up its slot.
     """
@@ -124,6 +127,7 @@ def activation(model: ModelRecord, *, proven: bool) -> dict[str, Any]:
         "trial_s": 0.0,
         "unproven": False,
         "beside": None,
+        "flip": flip,
     }
 
 
@@ -136,6 +140,7 @@ def reversion(model: ModelRecord) -> dict[str, Any]:
         "confirmed": True,
         "tries": 0,
         "unproven": False,
+        "flip": 0,
     }
 
 

@@ -96,6 +96,13 @@ class Activate:
 
 
 @dataclass(frozen=True)
+class ActivateGroup:
+    """Switch to several candidates in one write: all or none."""
+
+    members: tuple[Activate, ...]
+
+
+@dataclass(frozen=True)
 class Load:
     """Load what the record calls active, after a start or a rollback. Slow."""
 
@@ -150,6 +157,7 @@ Step = (
     | StandBeside
     | Replay
     | Activate
+    | ActivateGroup
     | Load
     | Confirm
     | MarkUnproven

@@ -52,6 +52,7 @@ def deployment(spec: RolloutSpec, release: Release, wave: int) -> Deployment:
         variants=release.variants,
         policy=spec.policy,
         retry_token=spec.retry_token,
+        group=spec.group,
     )
 
 
