@@ -97,6 +97,7 @@ class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     abort: tuple[AbortRule, ...] = (AbortRule(percent=20.0),)
     retry_token: str = ""
     group: tuple[str, ...] = ()  # models that devices change together; each has its own rollout
+    draw: str = ""  # rollouts of the same draw pick the same devices; default: the rollout's name
     hold_s_max: float | None = None
 
 
@@ -174,6 +175,13 @@ def validate(spec: RolloutSpec) -> RolloutSpec:
         check_name(model, "rollout: group")
     if spec.group:
         check_group(spec.group[0], spec.group)
+        drawn = any(wave.randomised for wave in spec.waves)
+        _require(
+            bool(spec.draw) or not drawn,
+            "draw",
+            "is missing, and the group's rollouts would pick different devices",
+            "give the rollouts of all its models the same draw",
+        )
     _require(1 <= len(spec.waves) <= WAVES_MAX, "waves", f"needs 1-{WAVES_MAX}")
     names = [wave.name for wave in spec.waves]
     _require(len(set(names)) == len(names), "waves", "two have the same name")
