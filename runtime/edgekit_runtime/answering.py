@@ -18,6 +18,7 @@ from edgekit_runtime.region import Kind
 from edgekit_runtime.replies import check_version, failed, only
 from edgekit_runtime.samples import Sample
 from edgekit_runtime.session import Session
+from edgekit_runtime.splitting import Splitting
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Answerer:
     def __init__(self, model: str, session: Session, body_bytes_max: int) -> None:
         self._model = model
         self._session = session
+        self.splitting = Splitting(session)
         self._body_bytes_max = body_bytes_max
         self.seen: tuple[Kind, float] | None = None  # kind and latency of the newest inference
         self.answered: Sample | None = None  # the newest, when its outputs were numbers

@@ -108,8 +108,13 @@ class Besides:
 
     def end(self, name: str) -> None:
         """Nothing of ``name`` is beside what serves any more."""
-        if self._standing.pop(name, None) is not None:
-            self._hosted.serving(name).accompany(None)
+        standing = self._standing.pop(name, None)
+        if standing is None:
+            return
+        companion = standing.companion
+        if companion.split and companion.live is not None:
+            self._preparing.release(companion.live.ref)  # the front has it answer what it has
+        self._hosted.serving(name).accompany(None)
 
     def look(self) -> None:
         """Stop taking samples while the device cannot afford it, and go on when it can."""

@@ -84,6 +84,10 @@ class Preparation:
         """The loaded candidate, which takes over now."""
         return self._ready.pop(ref.content)
 
+    def release(self, ref: SlotRef) -> None:
+        """The loaded candidate is another's to end: it answers requests."""
+        self._ready.pop(ref.content, None)
+
     def drop(self, model: ModelRecord) -> None:
         """The candidate of ``model`` is withdrawn."""
         if model.candidate is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -48,6 +49,7 @@ class Serving:
         self._changed = changed
         self._live: Live | None = None
         self._companion: Companion | None = None
+        self.abandoned: deque[Loaded] = deque()  # were to answer a share: the front ends them
 
     @property
     def live(self) -> Live | None:
@@ -69,8 +71,11 @@ class Serving:
 
     def accompany(self, companion: Companion | None) -> None:
         """Have ``companion`` beside what serves, or nothing any more."""
-        if companion is not self._companion:
+        before = self._companion
+        if companion is not before:
             self._companion = companion
+            if before is not None and before.split and before.live is not None:
+                self.abandoned.append(before.live.loaded)
             self._changed(self)
 
     def stop(self) -> None:

@@ -25,9 +25,11 @@ from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import BugError
 from edgekit.contracts.messages import SlotRef
 from edgekit.contracts.shadow import Expectation
+from edgekit_runtime.region import Region
+from edgekit_runtime.serving import Live
 
 _HEAD = struct.Struct("<BBHII")  # kind, descriptors, unused, bytes of meta, bytes of body
-_HANDED = struct.Struct("<IB")  # number, whether the client has stopped sending
+_HANDED = struct.Struct("<IB")  # number, flags: the client has stopped sending, the other arm's
 RECEIVE_BYTES = 1 << 17
 DESCRIPTORS_MAX = 16  # of one frame
 FRAME_BYTES_MAX = 1 << 30  # a longer one is not from us
@@ -101,6 +103,7 @@ class Division(msgspec.Struct, frozen=True, kw_only=True):
 
     share: float
     second: bool = False  # this worker is the second arm
+    beside: str = ""  # digest of the second arm's bundle; whose ring is its own
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,17 +138,35 @@ class Frame(NamedTuple):
 
 
 def handed(
-    kind: FrameKind, number: int, unread: bytes, *, ended: bool, descriptor: int | None = None
+    kind: FrameKind,
+    number: int,
+    unread: bytes,
+    *,
+    ended: bool,
+    other: bool = False,
+    descriptor: int | None = None,
 ) -> Frame:
-    """A frame that hands a connection on."""
+    """A frame that hands a connection on; ``other``: its first request is the other arm's."""
     descriptors = () if descriptor is None else (descriptor,)
-    return Frame(kind, _HANDED.pack(number, ended), unread, descriptors)
+    return Frame(kind, _HANDED.pack(number, ended | other << 1), unread, descriptors)
 
 
 def read_handed(frame: Frame) -> tuple[int, bool]:
     """Number of the connection, and whether its client has stopped sending."""
-    number, ended = _HANDED.unpack(frame.meta)
-    return number, bool(ended)
+    number, flags = _HANDED.unpack(frame.meta)
+    return number, bool(flags & 1)
+
+
+def is_other(frame: Frame) -> bool:
+    """Whether an arm has said that the connection's first request is the other's."""
+    return bool(_HANDED.unpack(frame.meta)[1] & 2)
+
+
+def grant(live: Live, regions: Sequence[Region]) -> Frame:
+    """Have a worker count as ``live``; it looks earlier request ids up in the other ``regions``."""
+    descriptors = tuple(region.descriptor for region in regions)
+    order = Grant(slot=live.slot, version=live.ref.version)
+    return Frame(FrameKind.SERVE, msgspec.json.encode(order), b"", descriptors)
 
 
 class Channel:

@@ -52,6 +52,7 @@ class Worker:
         self._predictor: Predictor | None = None
         self._session: Session | None = None
         self._desk: Desk | None = None
+        self._answerer: Answerer | None = None
         self._follower: Follower | None = None
         self._source: Source | None = None
 
@@ -85,6 +86,9 @@ class Worker:
             self._sample(self._desk, frame)
         elif kind == FrameKind.FOLLOW:
             self._follow(frame)
+        elif kind == FrameKind.DIVIDE and self._answerer is not None:
+            self._answerer.splitting.divide(msgspec.json.decode(frame.meta, type=wire.Division))
+            self._send(FrameKind.DIVIDED, frame.meta)
 
     def _load(self, frame: Frame) -> None:
         order = msgspec.json.decode(frame.meta, type=wire.Order)
@@ -116,11 +120,13 @@ class Worker:
         place = Place.of(grant.version, grant.slot, regions)
         if self._session is None:
             self._session = Session(self._predictor, place, self._clock)
-            answerer = Answerer(self._order.model, self._session, self._order.body_bytes_max)
-            self._desk = Desk(self._order, answerer, self._board, self._channel)
+            self._answerer = Answerer(self._order.model, self._session, self._order.body_bytes_max)
+            self._desk = Desk(self._order, self._answerer, self._board, self._channel)
         else:
             before, self._session.place = self._session.place, place
             before.journal.close()
+        if self._answerer is not None:
+            self._answerer.splitting.apply()
         self._send(FrameKind.SERVING)
 
     def _sample(self, desk: Desk, frame: Frame) -> None:
