@@ -98,12 +98,16 @@ def _first(world, writer):
     return agent, first, clients
 
 
-def _both_answer(clients) -> None:
+def _both_answer(world, clients) -> None:
     def seen():
         newest = [v[-1] for v in list(clients.versions.values())[-40:]]
         return {"1", "2"} <= set(newest)
 
-    wait_for(seen, what="both arms answer")
+    try:
+        wait_for(seen, what="both arms answer")
+    except AssertionError as exc:
+        told = world.manager.reported["dev-1"]
+        raise AssertionError(f"{clients.failed[-3:]} of {clients.answered}; {told}") from exc
 
 
 def _ledger_holds(world, clients, more: int = 0) -> None:
@@ -133,7 +137,7 @@ def test_a_split_ends_in_a_trial_and_every_request_counts_once(world, writer):
 def test_ids_decide_who_answers_and_a_withdrawn_split_fails_nobody(world, writer):
     agent, _, clients = _first(world, writer)
     _begin(world, writer, agent, LONG)
-    _both_answer(clients)
+    _both_answer(world, clients)
     asked = {f"s-{n}": is_seconds(hash_id(f"s-{n}"), SHARE) for n in range(60)}
     for name, second in asked.items():
         status, body = agent.infer(name)
@@ -155,7 +159,7 @@ def test_ids_decide_who_answers_and_a_withdrawn_split_fails_nobody(world, writer
 def test_a_second_arm_that_answers_nan_is_refused_and_fails_nobody(world, writer):
     agent, _, clients = _first(world, writer)
     bad = _begin(world, writer, agent, LONG)
-    _both_answer(clients)
+    _both_answer(world, clients)
     sent = 0
 
     def spoil() -> bool:
@@ -173,7 +177,7 @@ def test_a_second_arm_that_answers_nan_is_refused_and_fails_nobody(world, writer
 def test_a_second_arm_that_is_killed_is_refused_and_the_first_goes_on(world, writer):
     agent, _, clients = _first(world, writer)
     bad = _begin(world, writer, agent, LONG)
-    _both_answer(clients)
+    _both_answer(world, clients)
 
     os.kill(max(workers(agent)), signal.SIGKILL)
     model = world.manager.wait_state("dev-1", "ROLLED_BACK", release="v1")
@@ -189,12 +193,12 @@ def test_a_second_arm_that_is_killed_is_refused_and_the_first_goes_on(world, wri
 def test_the_first_arm_may_end_and_come_back_during_a_split(world, writer):
     agent, _, clients = _first(world, writer)
     _begin(world, writer, agent, LONG)
-    _both_answer(clients)
+    _both_answer(world, clients)
 
     os.kill(min(workers(agent)), signal.SIGKILL)
     floor = clients.answered + 60
     wait_for(lambda: clients.answered >= floor, what="answers go on")
-    _both_answer(clients)
+    _both_answer(world, clients)
     clients.stop()
     assert {status for _, status, _ in clients.failed} <= {503}
     failed = {identity for identity, _, _ in clients.failed}
