@@ -20,15 +20,16 @@ from edgekit.contracts import codec, composition, topics
 from edgekit.contracts import digest as digests
 from edgekit.contracts.errors import EdgekitError
 from edgekit.contracts.frames import Lane
+from edgekit.contracts.health import Health
 from edgekit.contracts.limits import DESIRED_BYTES_MAX, SMALL_MESSAGE_BYTES_MAX
 from edgekit.contracts.messages import (
     Ack,
     Desired,
     DeviceEvent,
     DeviceProfile,
-    Health,
     Record,
     Reported,
+    check_group,
     check_policy,
 )
 from edgekit_runtime import process_facts
@@ -241,6 +242,7 @@ class Agent:
             composition.check_acyclic(links)
             for name, deployment in desired.deployments.items():
                 check_policy(deployment.policy)
+                check_group(name, deployment.group)
                 composition.check_links(name, deployment.compose)
                 for variant in deployment.variants.values():
                     digests.parse(variant.digest)

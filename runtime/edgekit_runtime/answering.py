@@ -14,13 +14,16 @@ from edgekit.contracts.errors import BadInputError, EdgekitError
 from edgekit_runtime import composition, oip
 from edgekit_runtime.contract_facts import scored_output
 from edgekit_runtime.errors import NotServingError
+from edgekit_runtime.guard import Flags
 from edgekit_runtime.http1 import HttpError, Reply, Request
 from edgekit_runtime.journal import hash_id
 from edgekit_runtime.oip import Route
 from edgekit_runtime.ports import Array
 from edgekit_runtime.region import Kind
 from edgekit_runtime.replies import check_version, failed, only
+from edgekit_runtime.samples import Sample
 from edgekit_runtime.session import Session
+from edgekit_runtime.splitting import Splitting
 
 if TYPE_CHECKING:
     from edgekit_runtime.upstream import Upstream
@@ -53,8 +56,10 @@ class Answerer:
         self._upstream: Upstream | None = None
         self._model = model
         self._session = session
+        self.splitting = Splitting(session)
         self._body_bytes_max = body_bytes_max
         self.seen: tuple[Kind, float] | None = None  # kind and latency of the newest inference
+        self.answered: Sample | None = None  # the newest, when its outputs were numbers
 
     def answer(self, request: Request, route: Route) -> Reply:
         """The answer to ``request``; problems are answers, too.
@@ -62,7 +67,7 @@ class Answerer:
         Raises:
             MemoryError: this process is done for.
         """
-        self.seen = None
+        self.seen = self.answered = None
         try:
             only(request, "POST")
             check_version(route, self._session.place.version)
@@ -79,13 +84,14 @@ class Answerer:
         asked, given = oip.parse_infer(request.body, self._body_bytes_max, length)
         arrays: Mapping[str, Array] = given
         oip.check_outputs(asked, self._session.predictor.model.output_names)
+        hashed = hash_id(asked.id)
         place = self._session.place
         sources: Mapping[str, str] = {}
         if place.links:
             own = {spec.name for spec in self._session.predictor.contract.inputs}
             ask = partial(self._ask, asked.id)
             arrays, sources = composition.feed(place.links, own, arrays, ask)
-        seen = self._session.call(arrays, hash_id(asked.id), _taken_at(asked.parameters))
+        seen = self._session.call(arrays, hashed, _taken_at(asked.parameters))
         self.seen = seen.kind, seen.latency_us
         if seen.error is not None:
             if seen.kind is Kind.REJECTED:
@@ -93,6 +99,8 @@ class Answerer:
             who = f"{self._model} {self._session.place.version}, request {asked.id or '-'}"
             log.error("%s: %s", who, seen.error.message)
             return Reply(500, oip.error(seen.error.message))
+        if not seen.flags & Flags.OUTPUT_NAN:
+            self.answered = Sample(hashed, arrays, seen.outputs)
         label = oip.Label(self._model, place.version, place.slot)
         json_length, body = oip.answer(
             label, seen.outputs, seen.flags, asked, counted=seen.counted, sources=sources

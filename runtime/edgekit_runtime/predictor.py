@@ -16,6 +16,7 @@ from edgekit.contracts.bundle import BundleManifest
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.reference import Reference
+from edgekit.contracts.shadow import Expectation
 from edgekit.contracts.verdict import Verdict
 from edgekit.stats import compare
 from edgekit_runtime import bundles, contract_facts, engines, guard
@@ -53,6 +54,11 @@ class Predictor:
     def reference(self) -> Reference | None:
         """Which numbers are watched, and their bins."""
         return self.bundle.reference
+
+    @property
+    def expectation(self) -> Expectation | None:
+        """See `edgekit_runtime.ports.Loaded.expectation`."""
+        return self.bundle.expectation
 
     def close(self) -> None:
         """Nothing to end: memory goes with the last reference."""

@@ -12,7 +12,8 @@ from edgekit.contracts.bundle import BundleManifest
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.messages import Policy, SlotRef
 from edgekit.contracts.reference import Reference
-from edgekit_runtime.ports import Host
+from edgekit.contracts.shadow import Expectation
+from edgekit_runtime.ports import Host, Replay
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Proven:
     manifest: BundleManifest
     contract: Contract
     reference: Reference | None
+    expectation: Expectation | None
     failure: None = None
 
     def close(self) -> None:
@@ -38,6 +40,10 @@ class ProvingHost:
         """See `Host.load`."""
         loaded = self._host.load(model, ref, policy, tested=tested)
         try:
-            return Proven(loaded.manifest, loaded.contract, loaded.reference)
+            return Proven(loaded.manifest, loaded.contract, loaded.reference, loaded.expectation)
         finally:
             loaded.close()
+
+    def replay(self, model: str, ref: SlotRef, policy: Policy, replay: Replay) -> None:
+        """See `Host.replay`."""
+        self._host.replay(model, ref, policy, replay)

@@ -74,11 +74,32 @@ class SelfTest:
 
 
 @dataclass(frozen=True)
+class StandBeside:
+    """Put the candidate beside what serves: in its shadow, or to answer a share of the requests."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Give the candidate the samples that were collected. Slow."""
+
+    model: str
+
+
+@dataclass(frozen=True)
 class Activate:
     """Switch to the candidate, which is loaded; the record is persisted before."""
 
     model: str
     proven: bool
+
+
+@dataclass(frozen=True)
+class ActivateGroup:
+    """Switch to several candidates in one write: all or none."""
+
+    members: tuple[Activate, ...]
 
 
 @dataclass(frozen=True)
@@ -140,7 +161,10 @@ Step = (
     | Verify
     | BeginTest
     | SelfTest
+    | StandBeside
+    | Replay
     | Activate
+    | ActivateGroup
     | Load
     | SpendTry
     | Confirm

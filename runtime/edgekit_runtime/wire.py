@@ -27,9 +27,12 @@ from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import BugError
 from edgekit.contracts.messages import SlotRef
 from edgekit.contracts.reference import Reference
+from edgekit.contracts.shadow import Expectation
+from edgekit_runtime.region import Region
+from edgekit_runtime.serving import Live
 
 _HEAD = struct.Struct("<BBHII")  # kind, descriptors, unused, bytes of meta, bytes of body
-_HANDED = struct.Struct("<IB")  # number, whether the client has stopped sending
+_HANDED = struct.Struct("<IB")  # number, flags: the client has stopped sending, the other arm's
 RECEIVE_BYTES = 1 << 17
 DESCRIPTORS_MAX = 16  # of one frame
 FRAME_BYTES_MAX = 1 << 30  # a longer one is not from us
@@ -47,6 +50,10 @@ class FrameKind(IntEnum):
     TAKE = 3  # answer this connection; body is what was received and not answered
     RETIRE = 4  # give every connection back; with meta: when what is queued is answered
     CANARY = 5  # run the model once, count nothing
+    SAMPLE = 8  # send on a share of what you answer; meta is a `Sampling`, the descriptor where to
+    FOLLOW = 9  # compare what comes with your own answers; meta is a `Following`, the descriptors
+    # what it comes from (a socket, or a memory file to be gone through once) and a region
+    DIVIDE = 10  # answer requests of one arm only, give the others back; meta is a `Division`
     # from the agent, to an application
     ACTIVE = 6  # run this bundle; meta is an `Active`, the descriptors regions like SERVE's
     ABSENT = 7  # there is nothing to run; meta is a `Refusal`
@@ -57,6 +64,8 @@ class FrameKind(IntEnum):
     BACK = 19  # a connection whose next request is not for this worker; body like TAKE's
     GONE = 20  # a connection has ended
     RETIRED = 21  # everything counted, everything given back
+    FOLLOWED = 22  # the memory file of the last FOLLOW has been gone through
+    DIVIDED = 23  # the last DIVIDE holds from here on
     # from an application
     HELLO = 32  # meta is a `Hello`
     LOADING = 33  # about to load; meta is a `Content`
@@ -90,12 +99,37 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     compose: tuple[Link, ...] = ()
 
 
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """What share of the answers is sampled; without a descriptor to where it went before."""
+
+    share: float
+    bytes_max: int = 0  # of a memory file; 0: the descriptor is a socket's
+    end: bool = False  # close what samples went to
+
+
+class Following(msgspec.Struct, frozen=True, kw_only=True):
+    """How answers are compared; ``once``: the samples lie in a memory file."""
+
+    abs: float
+    rel: float
+    once: bool = False
+
+
+class Division(msgspec.Struct, frozen=True, kw_only=True):
+    """Which requests are whose: the second arm has the ``share`` of them; 0: the first has all."""
+
+    share: float
+    second: bool = False  # this worker is the second arm
+    beside: str = ""  # digest of the second arm's bundle; whose ring is its own
+
+
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What the agent must know about a loaded bundle."""
 
     manifest: BundleManifest
     contract: Contract
     reference: Reference | None = None
+    expectation: Expectation | None = None
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,17 +189,35 @@ class Frame(NamedTuple):
 
 
 def handed(
-    kind: FrameKind, number: int, unread: bytes, *, ended: bool, descriptor: int | None = None
+    kind: FrameKind,
+    number: int,
+    unread: bytes,
+    *,
+    ended: bool,
+    other: bool = False,
+    descriptor: int | None = None,
 ) -> Frame:
-    """A frame that hands a connection on."""
+    """A frame that hands a connection on; ``other``: its first request is the other arm's."""
     descriptors = () if descriptor is None else (descriptor,)
-    return Frame(kind, _HANDED.pack(number, ended), unread, descriptors)
+    return Frame(kind, _HANDED.pack(number, ended | other << 1), unread, descriptors)
 
 
 def read_handed(frame: Frame) -> tuple[int, bool]:
     """Number of the connection, and whether its client has stopped sending."""
-    number, ended = _HANDED.unpack(frame.meta)
-    return number, bool(ended)
+    number, flags = _HANDED.unpack(frame.meta)
+    return number, bool(flags & 1)
+
+
+def is_other(frame: Frame) -> bool:
+    """Whether an arm has said that the connection's first request is the other's."""
+    return bool(_HANDED.unpack(frame.meta)[1] & 2)
+
+
+def grant(live: Live, regions: Sequence[Region]) -> Frame:
+    """Have a worker count as ``live``; it looks earlier request ids up in the other ``regions``."""
+    descriptors = tuple(region.descriptor for region in regions)
+    order = Grant(slot=live.slot, version=live.ref.version, compose=live.ref.compose)
+    return Frame(FrameKind.SERVE, msgspec.json.encode(order), b"", descriptors)
 
 
 class Channel:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.contracts.messages import DeviceProfile
-from edgekit_runtime import agent, profile
+from edgekit_runtime import agent, beside, process_facts, profile
 from edgekit_runtime.agent import Agent, Parts
 from edgekit_runtime.ahead import BODIES_MAX, Hosting
 from edgekit_runtime.applications import Applications
@@ -68,6 +68,7 @@ def build(config: AgentConfig, hosting: Hosting) -> Built:
     described = detect_profile(config)
     serve = config.serve
     host: Host = hosting.workers if serve.workers else ProvingHost(hosting.workers)
+    throttled = Throttling(clock)
     wake = threading.Event()
     loop = Loop()
     control = Control()
@@ -93,8 +94,10 @@ def build(config: AgentConfig, hosting: Hosting) -> Built:
             wake=wake.set,
             serving_changed=front.changed,
             images=hosting.images,
-            throttled=Throttling(clock),
+            throttled=throttled,
             applications=applications,
+            workers=serve.workers,
+            readings=lambda: beside.Readings(throttled(), process_facts.memory_available()),
             runtime_on_trial=os.environ.get("EDGEKIT_SUPERVISOR") == "trial",
         )
     )

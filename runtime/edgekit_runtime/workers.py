@@ -25,6 +25,7 @@ from edgekit_runtime import prestart, supervision, wire
 from edgekit_runtime.board import Board
 from edgekit_runtime.errors import UnsuitableError, WorkerEndedError
 from edgekit_runtime.launch import Launcher, WorkerHandle
+from edgekit_runtime.ports import Replay
 from edgekit_runtime.stderr import Said
 from edgekit_runtime.supervision import Ending, EndKind
 from edgekit_runtime.wire import Channel, Frame, FrameKind
@@ -207,6 +208,18 @@ class WorkerHost:
             loading.close()
             raise
         return WorkerModel(loading.process, loading.channel, loading.board, facts, policy)
+
+    def replay(self, model: str, ref: SlotRef, policy: Policy, replay: Replay) -> None:
+        """See `Host.replay`."""
+        loaded = self.load(model, ref, policy, tested=False)
+        order = wire.Following(abs=replay.abs, rel=replay.rel, once=True)
+        descriptors = (replay.samples, replay.region.descriptor)
+        try:
+            loaded.replay(
+                Frame(FrameKind.FOLLOW, msgspec.json.encode(order), descriptors=descriptors)
+            )
+        finally:
+            loaded.close()
 
     def reap(self) -> None:
         """Collect workers that have ended; called now and then."""

@@ -53,6 +53,7 @@ def deployment(spec: RolloutSpec, release: Release, wave: int) -> Deployment:
         policy=spec.policy,
         retry_token=spec.retry_token,
         compose=release.compose,
+        group=spec.group,
     )
 
 

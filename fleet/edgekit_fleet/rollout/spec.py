@@ -10,7 +10,7 @@ import msgspec
 from edgekit.contracts import codec
 from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.ids import check_name
-from edgekit.contracts.messages import Policy, check_policy
+from edgekit.contracts.messages import Policy, check_group, check_policy
 
 SPEC_BYTES_MAX = 64 * 1024
 WAVES_MAX = 64
@@ -96,6 +96,8 @@ class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     policy: Policy = Policy()
     abort: tuple[AbortRule, ...] = (AbortRule(percent=20.0),)
     retry_token: str = ""
+    group: tuple[str, ...] = ()  # models that devices change together; each has its own rollout
+    draw: str = ""  # rollouts of the same draw pick the same devices; default: the rollout's name
     hold_s_max: float | None = None
 
 
@@ -169,6 +171,17 @@ def validate(spec: RolloutSpec) -> RolloutSpec:
     check_name(spec.name, "rollout")
     check_name(spec.release, "release")
     check_policy(spec.policy)
+    for model in spec.group:
+        check_name(model, "rollout: group")
+    if spec.group:
+        check_group(spec.group[0], spec.group)
+        drawn = any(wave.randomised for wave in spec.waves)
+        _require(
+            bool(spec.draw) or not drawn,
+            "draw",
+            "is missing, and the group's rollouts would pick different devices",
+            "give the rollouts of all its models the same draw",
+        )
     _require(1 <= len(spec.waves) <= WAVES_MAX, "waves", f"needs 1-{WAVES_MAX}")
     names = [wave.name for wave in spec.waves]
     _require(len(set(names)) == len(names), "waves", "two have the same name")
