@@ -32,12 +32,7 @@ from typing_extensions import Self
 
 from edgekit.contracts.composition import Link
 from edgekit.contracts.contract import Contract
-from edgekit.contracts.errors import (
-    EdgekitError,
-    ResourceError,
-    UnavailableError,
-    UsageError,
-)
+from edgekit.contracts.errors import EdgekitError, ResourceError, UnavailableError, UsageError
 from edgekit.contracts.oci import LayoutReader
 from edgekit_runtime import composition, fitness, session, tether, wire
 from edgekit_runtime.clock import SystemClock
@@ -130,6 +125,7 @@ class Session:
         *,
         request_id: str | None = None,
         deadline_s: float | None = None,
+        taken_at: float | None = None,
     ) -> Result:
         """Answer one request and count it.
 
@@ -138,6 +134,7 @@ class Session:
                 has a fixed batch size.
             request_id: counted once, however often it is sent; found again in telemetry and logs.
             deadline_s: from now. What is late is not answered.
+            taken_at: when the inputs were measured, Unix seconds; for contracts that limit it.
 
         Raises:
             GuardError: an input breaks the contract; counted as a violation.
@@ -148,10 +145,14 @@ class Session:
             MemoryError: an allocation failed; not counted.
         """
         until = None if deadline_s is None else monotonic() + deadline_s
-        return self.infer_until(inputs, request_id, until)
+        return self.infer_until(inputs, request_id, until, taken_at)
 
     def infer_until(
-        self, inputs: Mapping[str, Array], request_id: str | None, until: float | None
+        self,
+        inputs: Mapping[str, Array],
+        request_id: str | None,
+        until: float | None,
+        taken_at: float | None = None,
     ) -> Result:
         """`infer` with a deadline on the monotonic clock. Raises like it."""
         self._check()
@@ -166,7 +167,7 @@ class Session:
                 raise self._nothing()
             if until is not None and monotonic() >= until:
                 raise DeadlineError(f"{self.model}: the time was over before the model was asked")
-            result = self._ask(held.core, inputs, request_id, until)
+            result = self._ask(held.core, inputs, request_id, until, taken_at)
         finally:
             self._lock.release()
         if until is not None and monotonic() > until:
@@ -253,15 +254,18 @@ class Session:
         inputs: Mapping[str, Array],
         request_id: str | None,
         until: float | None,
+        taken_at: float | None,
     ) -> Result:
         stale = Flags.STALE if self._unloaded is not None else Flags.NONE
         sources: dict[str, str] = {}
         if core.place.links:
             own = {spec.name for spec in core.predictor.contract.inputs}
-            ask = partial(self._ask_source, request_id, until)
+            ask = partial(self._ask_source, request_id, until, taken_at)
             inputs, sources = composition.feed(core.place.links, own, inputs, ask)
         try:
-            result = core.infer(inputs, request_id=request_id, rows=True, also=stale)
+            result = core.infer(
+                inputs, request_id=request_id, taken_at=taken_at, rows=True, also=stale
+            )
             return replace(result, sources=sources) if sources else result
         except EdgekitError as exc:
             version = core.place.version
@@ -274,6 +278,7 @@ class Session:
         self,
         request_id: str | None,
         until: float | None,
+        taken_at: float | None,
         model: str,
         inputs: Mapping[str, Array],
         _names: Sequence[str],
@@ -284,7 +289,7 @@ class Session:
             self._sources[model] = Session.open(
                 model, socket=self._path, threads=self._threads, timeout_s=wait_s
             )
-        found = self._sources[model].infer_until(inputs, request_id, until)
+        found = self._sources[model].infer_until(inputs, request_id, until, taken_at)
         return found.outputs, found.version
 
     def _check(self) -> None:

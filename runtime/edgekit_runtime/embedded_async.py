@@ -79,6 +79,7 @@ class AsyncSession:
         *,
         request_id: str | None = None,
         deadline_s: float | None = None,
+        taken_at: float | None = None,
     ) -> Result:
         """Like `Session.infer`; the deadline counts from here, waiting for others included.
 
@@ -87,7 +88,9 @@ class AsyncSession:
             EdgekitError: like `Session.infer`.
         """
         until = None if deadline_s is None else monotonic() + deadline_s
-        return await self._run(lambda: self._session.infer_until(inputs, request_id, until))
+        return await self._run(
+            lambda: self._session.infer_until(inputs, request_id, until, taken_at)
+        )
 
     async def infer_many(
         self,

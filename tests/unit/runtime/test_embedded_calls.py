@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
+import msgspec
 import numpy as np
 import pytest
 from agentkit import layouts
 from agentkit.embedding import ROW, Host
 
+from edgekit.contracts.contract import OnViolation
 from edgekit.contracts.errors import ResourceError, UnavailableError, UsageError
 from edgekit.contracts.frames import Lane
 from edgekit_runtime import AsyncSession, Flags, Session, embedded
@@ -201,3 +204,14 @@ def test_a_closed_session_says_so_and_closes_twice(session):
     session.close()
     with pytest.raises(UsageError, match="closed"):
         session.infer(ROW)
+
+
+def test_the_age_of_inputs_is_told_and_limited(host, writer):
+    base = layouts.contract()
+    spec = msgspec.structs.replace(base.inputs[0], age_s_max=60.0, on_age=OnViolation.REJECT)
+    host.device.deploy(1, writer.add(found=msgspec.structs.replace(base, inputs=(spec,))), "v1")
+    with host.open() as session:
+        assert session.infer(ROW, taken_at=time.time()).flags == Flags.NONE
+        for taken_at in (None, time.time() - 3600):
+            with pytest.raises(GuardError, match="the contract allows 60 s"):
+                session.infer(ROW, taken_at=taken_at)
