@@ -176,8 +176,8 @@ def ask(place, stop_when):
 def test_every_command_of_the_readme_runs(place):
     demo, install, shortest, usual, fleet = blocks("README.md", "sh")
     assert lines(demo) == ["make demo"]  # CI runs it for real
-    extras = re.findall(r"'\.\[(\w+)\]'", install)
-    assert extras == ["build", "runtime", "fleet", "docker"]
+    extras = re.findall(r"'\.\[([\w,]+)\]'", install)
+    assert extras == ["build", "runtime", "fleet", "docker", "images,camera"]
 
     for line in lines(shortest):
         place.run(line)

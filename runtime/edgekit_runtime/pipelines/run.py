@@ -93,6 +93,7 @@ class Runner:
     def _one(self, item: Item) -> None:
         try:
             answer = self._answered(item)
+            body = self._body(item, answer) if answer is not None else b""
         except TooLargeError as exc:
             self._refuse(item, "too_large", exc.message)
         except MemoryError:  # of one item; the next may be smaller
@@ -103,8 +104,8 @@ class Runner:
             log.exception("%s", item.id)
             self._refuse(item, "internal", f"{type(exc).__name__}: {exc}")
         else:
-            if answer is not None:
-                self._hand_on(item, answer)
+            if body:
+                self._hand_on(item, body)
         self.show()
 
     def _answered(self, item: Item) -> Answer | None:
@@ -200,9 +201,11 @@ class Runner:
         self._counts.drop(reason)
         item.settle(Fate(Outcome.DROPPED, reason))
 
-    def _hand_on(self, item: Item, answer: Answer) -> None:
+    def _body(self, item: Item, answer: Answer) -> bytes:
         assert self._contract is not None
-        body = answers.line(self._spec.name, self._contract, item, answer)
+        return answers.line(self._spec.name, self._contract, item, answer)
+
+    def _hand_on(self, item: Item, body: bytes) -> None:
         done = Countdown(len(self._outlets), lambda: item.settle(Fate(Outcome.INFERRED)))
         waits = self._spec.policy is Drop.BLOCK
         self._counts.add("inferred")

@@ -195,3 +195,5 @@ class Outlet:
             call()
         except EdgekitError as exc:
             self._tell(exc)
+        except Exception:  # a bug here must not end the thread
+            log.exception("%s", self._name)

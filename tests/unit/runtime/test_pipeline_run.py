@@ -69,6 +69,7 @@ class Script:
             found = self.answers.pop(0)
             if isinstance(found, Exception):
                 raise found
+            return found
         output = Output(name="scores", datatype="FP32", shape=(1, 3), data=[0.1, 0.7, 0.2])
         return Answer(model_name="meter", model_version="1", outputs=(output,))
 
@@ -129,6 +130,13 @@ def test_an_answer_says_what_it_answers_and_by_whom(tmp_path):
     )  # fmt: skip
     assert (told["class"], told["label"]) == (1, "mid")
     assert told["confidence"] == pytest.approx(0.7)
+
+
+def test_an_answer_that_cannot_be_told_is_refused_and_the_next_goes_on(tmp_path):
+    words = Output(name="scores", datatype="BYTES", shape=(1, 3), data=["a", "b", "c"])
+    script = Script(Answer(model_name="meter", model_version="1", outputs=(words,)))
+    found = Rig(tmp_path, script, "words", "numbers").ended(2)
+    assert (found.inferred, found.refused["internal"]) == (1, 1)
 
 
 @pytest.mark.parametrize(
