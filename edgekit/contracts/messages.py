@@ -22,6 +22,7 @@ from edgekit.contracts.states import DeviceState, SlotState
 
 SCHEMA = 1
 LATENCY_MS_MAX = 60_000.0  # above, the histogram has one bucket
+THREADS_MAX = 256
 GROUP_MAX = 16  # models that change together
 
 
@@ -55,6 +56,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     download_attempts_max: int = 8
     stuck_s_min: float = 10.0  # declared cold start: no inference is called stuck before
     worker_bytes_max: int = 0  # memory of the process that holds the model; 0: no limit
+    threads: int = 0  # of the engine, per inference; 0: as the device is configured
     delta_fallback: DeltaFallback = DeltaFallback.FULL
     shadow: Shadow | None = None  # between self-test and trial, where something else serves
     split: Split | None = None  # likewise
@@ -342,6 +344,8 @@ def check_policy(policy: Policy) -> Policy:
     _check_limits(policy)
     if policy.worker_bytes_max < 0:
         raise BadInputError(f"policy.worker_bytes_max: {policy.worker_bytes_max} is negative")
+    if not 0 <= policy.threads <= THREADS_MAX:
+        raise BadInputError(f"policy.threads: {policy.threads} is not in 0..{THREADS_MAX}")
     shadows.check(policy.shadow, policy.split)
     return policy
 

@@ -139,13 +139,18 @@ class Sampler:
         """Something was answered: send it, if it is its turn and there is room. Never waits."""
         if self._share <= 0.0 or random.random() >= self._share:
             return
-        if self._file is not None:
-            self._file.add(encode(Sample(request, inputs, outputs)))
-        elif self._socket is not None and self._rest:
+        if self._file is None and (self._socket is None or self._rest):
             self._dropped += 1
+            return
+        try:
+            data = encode(Sample(request, inputs, outputs, self._dropped))
+        except MemoryError:  # what was answered is answered: no reason to end
+            self._dropped += 1
+            return
+        if self._file is not None:
+            self._file.add(data)
         elif self._socket is not None:
-            data = memoryview(encode(Sample(request, inputs, outputs, self._dropped)))
-            self._send(self._socket, data, begun=False)
+            self._send(self._socket, memoryview(data), begun=False)
 
     def _ready(self, events: int) -> None:
         if events & ~WRITE:

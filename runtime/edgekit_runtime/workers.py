@@ -246,7 +246,7 @@ class WorkerHost:
             root=inside.root if inside is not None else str(self._root),
             model=model,
             ref=ref,
-            threads=limits.threads,
+            threads=policy.threads or limits.threads,
             tested=tested,
             memory_bytes_max=policy.worker_bytes_max,
             body_bytes_max=limits.body_bytes_max,

@@ -9,6 +9,7 @@ from agentkit.hosts import LocalHost, hosted
 from edgekit.contracts.errors import EdgekitError
 from edgekit.contracts.messages import Deployment, Desired, Policy, VariantRef
 from edgekit_runtime.agent import emit
+from edgekit_runtime.beside import Readings
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.counting import Counting
 from edgekit_runtime.deployer import Deployer
@@ -46,7 +47,7 @@ class InlineJobs:
 
 
 class Device:
-    def __init__(self, root, layout, disk, applications=None) -> None:
+    def __init__(self, root, layout, disk, applications=None, readings=Readings) -> None:
         """``layout`` None: there is no artifact server."""
         clock = SystemClock()
         self.spool = Spool.open(disk, root / "spool", clock)
@@ -65,6 +66,7 @@ class Device:
                 wake=lambda: None,
                 serving_changed=lambda _serving: None,
                 applications=applications,
+                readings=readings,
             )
         )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from enum import Enum
+from typing import Any, get_args
 
 import msgspec
 
@@ -107,7 +109,24 @@ def parse(raw: bytes) -> RolloutSpec:
     Raises:
         BadInputError: names the field.
     """
-    return validate(codec.decode(RolloutSpec, raw, what="rollout", bytes_max=SPEC_BYTES_MAX))
+    spec = codec.decode(RolloutSpec, raw, what="rollout", bytes_max=SPEC_BYTES_MAX)
+    _check_names(msgspec.json.decode(raw).get("policy", {}), Policy, "policy")
+    return validate(spec)
+
+
+def _check_names(given: Mapping[str, Any], kind: type[msgspec.Struct], field: str) -> None:
+    """Devices ignore fields they do not know; whoever writes one has misspelt it."""
+    known = {item.name: item.type for item in msgspec.structs.fields(kind)}
+    for name, value in given.items():
+        hint = "fields: " + ", ".join(known)
+        _require(name in known, f"{field}.{name}", "is not known", hint)
+        nested = next((one for one in get_args(known[name]) if _is_struct(one)), None)
+        if nested is not None and isinstance(value, dict):
+            _check_names(value, nested, f"{field}.{name}")
+
+
+def _is_struct(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 def _require(condition: bool, field: str, problem: str, hint: str | None = None) -> None:

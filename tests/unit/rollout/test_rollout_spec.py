@@ -82,6 +82,8 @@ def test_a_shadow_is_asked_for_in_the_policy_and_checked():
     wave = [{"name": "all", "percent": 100}]
     policy = {"shadow": {"share": 0.2, "agreement_min": 0.97, "mode": "replay"}}
     assert parse(wave, policy=policy).policy.shadow.agreement_min == 0.97
+    with pytest.raises(BadInputError, match=r"policy\.shadow\.agreement_mn"):
+        parse(wave, policy={"shadow": {"agreement_mn": 0.97}})
     policy["shadow"]["share"] = 2.0
     with pytest.raises(BadInputError, match=r"policy\.shadow\.share"):
         parse(wave, policy=policy)
