@@ -4,6 +4,9 @@ An agent with a real broker; clients ask all the time while releases are switche
 A switch lasts from the order until half a second after the first answer of the new version: its
 download, self-test and start are part of it. Everything else is the steady state. Nothing is
 pinned: the next model loads on the cores that serve.
+
+And how long does a device take to go back by itself? A bundle on trial answers NaN until it is
+judged; the time runs from that answer to the first one of the fallback. No broker is there.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -40,6 +43,7 @@ from device import (
 )
 from harness import Row, write
 from paho.mqtt.enums import CallbackAPIVersion
+from rollback import TRIAL_N, measure
 
 from edgekit.contracts import codec, ids, topics
 from edgekit.contracts.messages import Deployment, Desired, DeviceConfig, Policy, VariantRef
@@ -49,7 +53,9 @@ STEADY_S = float(os.environ.get("EDGEKIT_BENCH_SECONDS", "3"))
 CLIENTS = 4
 THINK_S = 0.004  # between an answer and the next request: a load, not a flood
 AFTER_S = 0.5
-POLICY = Policy(confirm_inferences_min=50, confirm_s_min=0.2)
+ROLLBACKS = int(os.environ.get("EDGEKIT_BENCH_ROLLBACKS", "5"))
+ROLLBACK_S_MAX = 2.0
+POLICY = Policy(confirm_inferences_min=50, confirm_s_min=0.2, error_min_n=TRIAL_N)
 PATH = f"/v2/models/{MODEL}/infer"
 
 
@@ -199,6 +205,21 @@ def _run(folder: Path) -> tuple[list[Sample], list[tuple[float, float]]]:
     return samples, windows
 
 
+def _roll_backs(folder: Path) -> list[float]:
+    ready = contract((1, FEATURES), CLASSES)
+    layout = folder / "layout"
+    digests = tuple(add_bundle(layout, small_model(), ready, version=str(n)).digest for n in (1, 2))
+    with _artifacts(layout) as url:
+
+        @contextmanager
+        def orders_to(port: int) -> Iterator[Callable[[int], None]]:
+            orders = _Orders(port, url, digests)
+            yield orders.give
+            orders.close()
+
+        return [measure(folder / str(number), orders_to) for number in range(ROLLBACKS)]
+
+
 def _p99_us(samples: list[Sample]) -> float:
     took = sorted(sample.took for sample in samples)
     return took[min(len(took) - 1, int(len(took) * 0.99))] * 1e6
@@ -235,6 +256,18 @@ def main() -> None:
             f"longest of all {longest:.1f} ms; {len(switching)} requests during switches",
         ),
     ]
+    with tempfile.TemporaryDirectory() as folder:
+        backs = _roll_backs(Path(folder))
+    rows.append(
+        Row(
+            f"{FEATURES} floats, broker killed",
+            "local roll-back, median, from trigger to the fallback's first answer",
+            statistics.median(backs) * 1e6,
+            f"< {ROLLBACK_S_MAX:g} s each",
+            max(backs) < ROLLBACK_S_MAX,
+            note=f"{len(backs)} roll-backs, longest {max(backs):.2f} s",
+        )
+    )
     write("runtime_switch", "Switch of slots under load", rows, __doc__ or "")
 
 

@@ -15,11 +15,14 @@ import numpy as np
 from edgekit.build.candidates import FP32, Candidate
 from edgekit.build.record import CandidateRecord
 from edgekit.build.target import TargetProfile
+from edgekit.contracts.contract import Contract
 from edgekit.contracts.golden import INPUT_PREFIX, OUTPUT_PREFIX, Tolerance
+from edgekit.contracts.shadow import ABS, REL, Expectation
 from edgekit.contracts.verdict import Verdict
 from edgekit.registry import npz
 from edgekit.registry.model import ModelVersion
 from edgekit.registry.npz import Array
+from edgekit.stats import bounds, compare
 
 
 def golden(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> bytes:
@@ -44,6 +47,22 @@ def tolerance(candidate: Candidate, outputs: Mapping[str, Array]) -> Tolerance:
     if candidate == FP32:
         return Tolerance(abs=1e-4 * scale, rel=1e-3, agreement_min=1.0)
     return Tolerance(abs=1e-3 * scale, rel=1e-2, agreement_min=0.97)
+
+
+def expectation(
+    contract: Contract, original: Mapping[str, Array], outputs: Mapping[str, Array]
+) -> Expectation | None:
+    """How far the variant agrees with the original on the evaluation data; None without samples.
+
+    What a device may ask of it in the shadow of the original: the lower bound at the confidence
+    that the contract asks for.
+    """
+    alike = compare.agreeing(contract.outputs, original, outputs, abs_max=ABS, rel_max=REL)
+    if alike.size == 0:
+        return None
+    k, n = int(alike.sum()), int(alike.size)
+    low, _ = bounds.clopper_pearson(k, n, 1.0 - contract.quality.confidence)
+    return Expectation(n=n, agreement=k / n, agreement_min=low)
 
 
 def timeless(verdict: Verdict) -> Verdict:

@@ -24,6 +24,7 @@ from edgekit.build.target import Gate, TargetProfile, Validation
 from edgekit.contracts import codec
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import GateFailedError
+from edgekit.contracts.shadow import Expectation
 from edgekit.contracts.verdict import Outcome, Verdict
 from edgekit.registry.npz import Array
 from edgekit.stats import bounds
@@ -144,6 +145,7 @@ class Finisher:
             level=level,
             emulated_on=emulator.facts if emulator else None,
             verdicts=verdicts,
+            expectation=self._expectation(original, final),
             looks=look + 1,
         )
 
@@ -156,6 +158,11 @@ class Finisher:
             return self.measurer.measure(subject, self.study.golden).outputs
         outputs = trial.measured.outputs
         return {name: array[self.study.tuning_n :] for name, array in outputs.items()}
+
+    def _expectation(self, original: Measured, variant: Measured) -> Expectation | None:
+        n = self.study.evaluation_n
+        outputs = ({k: v[:n] for k, v in run.outputs.items()} for run in (original, variant))
+        return derive.expectation(self.study.contract, *outputs)
 
     def _size(self, target: TargetProfile, trial: Trial) -> Verdict:
         budget = self.study.contract.budget_for(target.name)

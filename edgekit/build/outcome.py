@@ -11,6 +11,7 @@ from edgekit.build.measure import Measured
 from edgekit.build.record import CandidateRecord, SearchRecord
 from edgekit.build.study import Artifact
 from edgekit.build.target import Validation
+from edgekit.contracts.shadow import Expectation
 from edgekit.contracts.verdict import Outcome, Verdict, combine
 from edgekit.stats.bounds import Drop
 
@@ -40,6 +41,7 @@ class Chosen:
     level: Validation
     emulated_on: str | None
     verdicts: tuple[Verdict, ...]
+    expectation: Expectation | None = None  # of its agreement with the original
     looks: int = 1  # at the evaluation split, this one included
     candidates: tuple[CandidateRecord, ...] = ()
     search: SearchRecord = NOT_SEARCHED

@@ -206,6 +206,8 @@ def _contents(
     found = reference.derive(model.contract, inputs, result.final.outputs)
     if found is not None:
         contents.append(BundleContent("reference.json", Role.REFERENCE, codec.encode(found)))
+    if result.expectation is not None:
+        contents.append(BundleContent("shadow.json", Role.SHADOW, codec.encode(result.expectation)))
     return contents
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from edgekit_runtime.bundles import Bundle
     from edgekit_runtime.predictor import Predictor
 
-PROGRESS_S = 1.0  # between two lines of progress
-
 
 def infer(
     model: Annotated[
@@ -26,56 +23,46 @@ def infer(
         ),
     ],
     *,
-    data: Annotated[Path, typer.Option("--in", help="Arrays by input name (.npz).")],
+    data: Annotated[
+        Path, typer.Option("--in", help=".npz, a folder of .npy (one for each input), or .csv.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Outputs by name (.npz).")],
-    chunk: Annotated[int, typer.Option(min=1, help="Samples kept at a time.")] = 1024,
+    chunk: Annotated[
+        int | None, typer.Option(min=1, help="Rows answered at a time; default: about 8 MB.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads the engine may use.")] = 1,
+    refused_max: Annotated[
+        int, typer.Option(min=0, help="Rows that may break the contract; more: exit code 3.")
+    ] = 0,
     registry: RegistryOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Answer every sample of a file with the code that devices run.
+    """Answer every row of a file with the code that devices run.
 
     An interrupted run goes on where it was when the same command is given again. A bundle is
     verified before; a registered model runs as the original it is.
     """
     with output.needs("runtime"):
-        from edgekit_runtime.offline import BatchRun
+        from edgekit_runtime import offline
 
-    loaded = _load(model, registry, threads)
-    run = BatchRun(loaded, data, out, chunk=chunk)
-    begun, told = monotonic(), monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal told
-        now = monotonic()
-        if now - told >= PROGRESS_S and done < total:
-            told = now
-            left_s = (now - begun) / done * (total - done)
-            output.note(f"{done} of {total} samples, about {left_s:.0f} s left")
-
-    summary = run.run(progress)
+    run = offline.BatchRun(_load(model, registry, threads), data, out, chunk=chunk)
+    summary = run.run(offline.Progress(output.note))
     if json:
         output.emit_json(summary)
-        return
-    if summary.resumed:
-        output.note(f"{summary.resumed} samples were answered by an earlier run")
-    shapes = ", ".join(f"{name} {list(shape)}" for name, shape in summary.outputs.items())
-    output.emit(f"{out}: {summary.samples} samples, {shapes}")
+    else:
+        if summary.resumed:
+            output.note(f"{summary.resumed} samples were answered by an earlier run")
+        output.emit(offline.describe(summary, out))
+    offline.check_refused(summary, refused_max)
 
 
 def _load(reference: str, registry: Path | None, threads: int) -> Predictor:
-    from edgekit.contracts.oci import LayoutReader
-    from edgekit_runtime import bundles, predictor
+    from edgekit_runtime import chosen, predictor
 
-    folder, _, tag = reference.rpartition("@")
-    if Path(reference).is_dir():
-        folder, tag = reference, ""
-    if folder and Path(folder).is_dir():
-        reader = LayoutReader(Path(folder))
-        bundle = bundles.open_bundle(reader, reader.resolve(tag or None))
-    else:
-        bundle = _registered(reference, registry)
-    return predictor.load(bundle, threads=threads)
+    found = chosen.layout_of(reference)
+    if found is not None:
+        return chosen.from_layout(*found, threads)
+    return predictor.load(_registered(reference, registry), threads=threads)
 
 
 def _registered(reference: str, root: Path | None) -> Bundle:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgekit.cli import output, release_file
+from edgekit.cli import composing, output, release_file
 from edgekit.contracts import codec, digest
 from edgekit.contracts.errors import UsageError
 from edgekit.contracts.ids import check_name
@@ -34,6 +34,14 @@ def create(
         list[Path] | None,
         typer.Option(help="Layout `edgekit image build` wrote of them; may be repeated."),
     ] = None,
+    compose: Annotated[
+        list[str] | None,
+        typer.Option(help="INPUT=MODEL.OUTPUT: another model feeds this input; may be repeated."),
+    ] = None,
+    with_: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Build folder or release file of such a model; repeated."),
+    ] = None,
     notes: Annotated[str, typer.Option("--notes", help="What changed, for people.")] = "",
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write [<first folder>/NAME.release.json].")
@@ -43,6 +51,7 @@ def create(
     """Make a release of the variants that passed their gates."""
     check_name(name, "release")
     release, layouts = release_file.compose(name, build_out, notes)
+    release = composing.with_links(release, layouts, compose or [], with_ or [])
     release, more = release_file.with_images(release, images or [])
     layouts += more
     path = out or build_out[0] / f"{name}{release_file.SUFFIX}"
@@ -61,6 +70,8 @@ def create(
         for target, variant in sorted(release.variants.items())
     ]
     output.emit(f"release {name}: {release.model} {release.version}")
+    for link in release.compose:
+        output.emit(f"  {link.input} = {link.model}.{link.output}")
     output.emit(output.table(("target", "bundle", "size", "image"), rows))
 
 

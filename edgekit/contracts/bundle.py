@@ -32,6 +32,7 @@ class Role(str, Enum):
     GOLDEN = "golden"
     TOLERANCE = "tolerance"
     REFERENCE = "reference"  # frozen bin edges and reference counts for the monitors
+    SHADOW = "shadow"  # how far this variant agrees with the original
     CALIBRATION = "calibration"  # confidence calibration table
     CARD = "card"
     EVIDENCE = "evidence"

@@ -13,11 +13,17 @@ from typing import Any
 
 import msgspec
 
+from edgekit.contracts import shadow as shadows
+from edgekit.contracts.composition import Link
 from edgekit.contracts.errors import BadInputError
+from edgekit.contracts.health import Health
+from edgekit.contracts.shadow import Shadow, Split
 from edgekit.contracts.states import DeviceState, SlotState
 
 SCHEMA = 1
 LATENCY_MS_MAX = 60_000.0  # above, the histogram has one bucket
+THREADS_MAX = 256
+GROUP_MAX = 16  # models that change together
 
 
 class DeltaFallback(str, Enum):
@@ -50,7 +56,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     download_attempts_max: int = 8
     stuck_s_min: float = 10.0  # declared cold start: no inference is called stuck before
     worker_bytes_max: int = 0  # memory of the process that holds the model; 0: no limit
+    threads: int = 0  # of the engine, per inference; 0: as the device is configured
     delta_fallback: DeltaFallback = DeltaFallback.FULL
+    shadow: Shadow | None = None  # between self-test and trial, where something else serves
+    split: Split | None = None  # likewise
 
 
 class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +92,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     variants: dict[str, VariantRef]
     policy: Policy = Policy()
     retry_token: str = ""  # a changed token lifts the quarantine of a failed digest
+    compose: tuple[Link, ...] = ()  # inputs that are outputs of other models
+    group: tuple[str, ...] = ()  # models, this one among them, that change together or not at all
 
 
 class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +124,8 @@ class SlotRef(msgspec.Struct, frozen=True, kw_only=True):
     rollout: str
     wave: int
     image: ImageRef | None = None  # it lies in the container engine, not among the blobs
+    compose: tuple[Link, ...] = ()
+    group: tuple[str, ...] = ()  # of the deployment that brought it
 
     @property
     def content(self) -> str:
@@ -128,6 +141,20 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 1
     retry_token: str = ""
     content: str = ""  # digest of the image, when it was one that failed
+    shared: bool = False  # another model of its group failed: this one may be tried again
+
+
+class ShadowReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a candidate has shown beside the bundle that serves."""
+
+    n: int = 0  # samples compared, or requests answered
+    agreed: int = 0
+    errors: int = 0
+    nan: int = 0
+    dropped: int = 0  # samples that found no room
+    seconds: float = 0.0
+    agreement_min: float | None = None  # what is asked of it
+    suspended: str = ""  # why no samples are taken now
 
 
 class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +167,7 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     failed: dict[str, Failure] = {}
     unproven: bool = False  # on trial for long, with too little traffic to confirm
     fetched_bytes: int = 0  # transferred for the newest deployment; 0 when it was all held
+    shadow: ShadowReport | None = None  # of the candidate, in SHADOW
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,56 +179,6 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
     engines: dict[str, str] = {}
     agent_version: str = ""
     labels: dict[str, str] = {}
-
-
-class SpoolReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Store-and-forward buffer figures."""
-
-    bytes_used: int = 0
-    frames_unacked: int = 0
-    frames_evicted: int = 0
-    inferences_evicted: int = 0
-    damaged: int = 0  # damaged places found and stepped over
-
-
-class PipelineReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What one pipeline did since its table was last changed, all reasons and sinks added up."""
-
-    state: str  # starting running waiting away ended stopped
-    starts: int = 0  # of its process
-    received: int = 0
-    inferred: int = 0
-    refused: int = 0
-    dropped: int = 0
-    delivered: int = 0  # answers, over all sinks
-    failed: int = 0  # answers that a sink gave up or had no room for
-
-
-class Resources(msgspec.Struct, frozen=True, kw_only=True):
-    """How the device is; None where it does not tell."""
-
-    cpu_busy: float | None = None  # share of all processors since the last report
-    load_1m: float | None = None
-    memory_total_bytes: int | None = None
-    memory_available_bytes: int | None = None
-    disk_free_bytes: int | None = None  # where the state folder lies
-    temperatures_c: dict[str, float] = {}  # by thermal zone
-    throttled: bool | None = None  # the processor is slowed down, for heat or supply
-    throttled_why: str = ""  # who says so, or why nobody knows
-    workers_rss_bytes: dict[str, int] = {}  # resident memory of what holds a model, by model
-
-
-class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """Resource readings of the agent; None where it could not be read."""
-
-    pid: int | None = None
-    rss_bytes: int | None = None
-    start_to_first_inference_s: float | None = None
-    inferences: int = 0  # since the storage epoch began
-    workers_ended: int = 0  # crashed, stuck or over their memory limit, since the agent started
-    spool: SpoolReport = SpoolReport()
-    pipelines: dict[str, PipelineReport] = {}  # by name; a handful at most
-    resources: Resources = Resources()
 
 
 class Reported(msgspec.Struct, frozen=True, kw_only=True):
@@ -277,6 +255,11 @@ class Window(msgspec.Struct, frozen=True, kw_only=True, tag="window"):
     labelled: int = 0  # delayed labels that arrived in this window
     correct: int = 0
     edges_digest: str = ""
+    # Of a candidate in the shadow of what serves: no inferences, ``n`` is 0 then.
+    shadowed: int = 0  # samples it was given
+    agreed: int = 0
+    shadow_errors: int = 0  # it refused or failed where the live bundle answered
+    shadow_dropped: int = 0  # samples that found no room
     clock: ClockQuality = ClockQuality.UNKNOWN
     region: str
     first: int
@@ -319,6 +302,23 @@ class DeviceEvent(msgspec.Struct, frozen=True, kw_only=True, tag="device_event")
 Record = Window | Tombstone | SlotEvent | DeviceEvent
 
 
+def check_group(model: str, group: tuple[str, ...]) -> None:
+    """Return when ``group`` can be obeyed by a deployment of ``model``.
+
+    Raises:
+        BadInputError: one model alone, names twice, too many, or it leaves ``model`` out.
+    """
+    problem = ""
+    if len(set(group)) != len(group):
+        problem = "names a model twice"
+    elif not 2 <= len(group) <= GROUP_MAX:
+        problem = f"names {len(group)} models, 2-{GROUP_MAX} change together"
+    elif model not in group:
+        problem = f"leaves out {model} itself"
+    if group and problem:
+        raise BadInputError(f"group of {model}: {problem}", hint="list every model of the group")
+
+
 def check_policy(policy: Policy) -> Policy:
     """Return ``policy`` when every threshold can be obeyed.
 
@@ -344,6 +344,9 @@ def check_policy(policy: Policy) -> Policy:
     _check_limits(policy)
     if policy.worker_bytes_max < 0:
         raise BadInputError(f"policy.worker_bytes_max: {policy.worker_bytes_max} is negative")
+    if not 0 <= policy.threads <= THREADS_MAX:
+        raise BadInputError(f"policy.threads: {policy.threads} is not in 0..{THREADS_MAX}")
+    shadows.check(policy.shadow, policy.split)
     return policy
 
 

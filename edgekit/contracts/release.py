@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from edgekit.contracts import digest
+from edgekit.contracts import composition, digest
+from edgekit.contracts.composition import Link
 from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.ids import check_name
 from edgekit.contracts.messages import VariantRef
@@ -21,6 +22,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     variants: dict[str, VariantRef]
     notes: str = ""
+    compose: tuple[Link, ...] = ()  # inputs that are outputs of other models on the device
 
 
 def validate(release: Release) -> Release:
@@ -35,6 +37,12 @@ def validate(release: Release) -> Release:
         )
     check_name(release.name, "release")
     check_name(release.model, "model")
+    composition.check_links(release.model, release.compose)
+    if release.compose and any(variant.image for variant in release.variants.values()):
+        raise BadInputError(
+            f"release {release.name}: has both --compose and images",
+            hint="a container cannot ask other models: release bundles",
+        )
     if not release.variants:
         raise BadInputError(f"release {release.name}: has no variants")
     for target, variant in release.variants.items():

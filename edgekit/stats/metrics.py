@@ -27,7 +27,7 @@ Array = npt.NDArray[Any]
 # How far from one shares may sum: a softmax quantized to eight bits rounds each class by up to
 # 1/512. Taken for scores, its shares would be squashed to a confidence of about 0.7.
 _SUM_SLACK = 0.05
-_SCORE_MIN, _OVERLAP_MIN = 0.5, 0.5  # of a detection that counts, and of one that is right
+SCORE_MIN, _OVERLAP_MIN = 0.5, 0.5  # of a detection that counts, and of one that is right
 _FEW = 64
 LABELS = "labels"  # name of the array that holds the truth in a data set
 SLICE = "slice"  # name of the array that says which slice a sample belongs to
@@ -187,13 +187,13 @@ def _f1_floor(rows: Array, alpha: float) -> float:
 def _boxes_rows(outputs: Array, truth: Array) -> Array:
     """Per sample: boxes found right, boxes answered, boxes there; shape (n, 3).
 
-    Answers are rows of x1, y1, x2, y2, score, class, of which those with a score of `_SCORE_MIN`
+    Answers are rows of x1, y1, x2, y2, score, class, of which those with a score of `SCORE_MIN`
     count; the truth rows of x1, y1, x2, y2, class, filled up with class -1. A box is right when it
     overlaps one of its class that no better scored box has taken by `_OVERLAP_MIN`.
     """
     rows = np.zeros((len(outputs), 3))
     for index, (answers, wanted) in enumerate(zip(outputs, truth, strict=True)):
-        kept = answers[np.isfinite(answers).all(axis=-1) & (answers[:, 4] >= _SCORE_MIN)]
+        kept = answers[np.isfinite(answers).all(axis=-1) & (answers[:, 4] >= SCORE_MIN)]
         there = wanted[wanted[:, 4] >= 0]
         free = np.ones(len(there), dtype=bool)
         for box in kept[np.argsort(-kept[:, 4], kind="stable")]:

@@ -38,7 +38,7 @@ from edgekit_fleet.queries import Queries
 from edgekit_fleet.rollout import core
 from edgekit_fleet.rollout.spec import SPEC_BYTES_MAX
 from edgekit_fleet.rollout.spec import parse as parse_spec
-from edgekit_fleet.store import releases, rollouts
+from edgekit_fleet.store import releases, rollouts, shadows
 from edgekit_fleet.store.engine import Database
 
 BODY_BYTES_MAX = 1024 * 1024
@@ -56,6 +56,7 @@ _VIEWS = (
     views.DeviceDetail,
     views.ReleaseView,
     views.FieldVersion,
+    shadows.Shadowed,
     views.TokenView,
     views.RolloutView,
     views.RolloutDetail,
@@ -129,6 +130,19 @@ def _reads(
     @routes.get("/rollouts/{name}", responses=_documented("RolloutDetail"), tags=["rollouts"])
     def get_rollout(name: str) -> Response:
         return answer(queries.rollout(name))
+
+    routes.include_router(_telemetry(queries))
+    return routes
+
+
+def _telemetry(queries: Queries) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get(
+        "/models/{model}/shadow", responses=_documented("Shadowed", many=True), tags=["telemetry"]
+    )
+    def get_shadow(model: str) -> Response:
+        return answer(queries.shadow(model))
 
     @routes.get("/inferences", responses=_documented("InferencesView"), tags=["telemetry"])
     def get_inferences() -> Response:

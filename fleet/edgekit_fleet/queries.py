@@ -12,8 +12,9 @@ from edgekit.contracts import codec
 from edgekit.contracts.messages import DeviceProfile
 from edgekit_fleet.rollout.model import TERMINAL
 from edgekit_fleet.rollout.ports import StoredRollout
-from edgekit_fleet.store import devices, releases, rollouts, telemetry, twins
+from edgekit_fleet.store import devices, releases, rollouts, shadows, telemetry, twins
 from edgekit_fleet.store.engine import Database
+from edgekit_fleet.store.shadows import Shadowed
 from edgekit_fleet.views import (
     DeviceDetail,
     DeviceSummary,
@@ -95,6 +96,11 @@ class Queries:
                 ReleaseView(release=release, created=created)
                 for release, created in releases.all_releases(connection)
             ]
+
+    def shadow(self, model: str) -> list[Shadowed]:
+        """What candidates of ``model`` showed in the shadow of what served."""
+        with self._database.read() as connection:
+            return shadows.sums(connection, self._tenant, model)
 
     def field(self, model: str) -> list[FieldVersion]:
         """Which bundles of ``model`` devices run, by target, the most frequent first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edgekit.contracts.messages import Health as AgentHealth
+from edgekit.contracts.health import Health as AgentHealth
 from edgekit.contracts.messages import ModelReport
 from edgekit.contracts.release import Release
 from edgekit_fleet.rollout.model import RolloutState, WaveState

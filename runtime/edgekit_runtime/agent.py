@@ -16,19 +16,20 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgekit.contracts import codec, topics
+from edgekit.contracts import codec, composition, topics
 from edgekit.contracts import digest as digests
 from edgekit.contracts.errors import EdgekitError
 from edgekit.contracts.frames import Lane
+from edgekit.contracts.health import Health
 from edgekit.contracts.limits import DESIRED_BYTES_MAX, SMALL_MESSAGE_BYTES_MAX
 from edgekit.contracts.messages import (
     Ack,
     Desired,
     DeviceEvent,
     DeviceProfile,
-    Health,
     Record,
     Reported,
+    check_group,
     check_policy,
 )
 from edgekit_runtime import process_facts
@@ -237,8 +238,12 @@ class Agent:
             inner = bytes(envelope.payload)
             parts.verifier.desired(inner, envelope.sig)
             desired = codec.decode(Desired, inner, what="desired")
-            for deployment in desired.deployments.values():
+            links = {name: each.compose for name, each in desired.deployments.items()}
+            composition.check_acyclic(links)
+            for name, deployment in desired.deployments.items():
                 check_policy(deployment.policy)
+                check_group(name, deployment.group)
+                composition.check_links(name, deployment.compose)
                 for variant in deployment.variants.values():
                     digests.parse(variant.digest)
                     if variant.image is not None:

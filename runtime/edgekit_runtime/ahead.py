@@ -38,7 +38,7 @@ def host(config: AgentConfig, disk: Disk) -> Hosting:
     launcher, images = _containers(config, state)
     workers = WorkerHost(state, _limits(config), containers=launcher)
     record = TwoCopy(disk, state, RECORD, DeploymentRecord).peek().value
-    for name, model in record.models.items() if record is not None else ():
+    for name, model in record.models.items() if record is not None and config.serve.workers else ():
         if model.active is not None and model.active.image is None:
             # The engine's library and the model load while the agent imports and reads its spool.
             workers.load_ahead(name, model.active, model.policy)
@@ -56,6 +56,7 @@ def _limits(config: AgentConfig) -> WorkerLimits:
         requests_max=serve.requests_max,
         connections_max=serve.connections_max,
         client_s_max=serve.client_s_max,
+        socket=str(config.socket_path.absolute()),
     )
 
 

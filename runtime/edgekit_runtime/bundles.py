@@ -20,6 +20,7 @@ from edgekit.contracts.golden import INPUT_PREFIX, OUTPUT_PREFIX, Tolerance
 from edgekit.contracts.limits import DOCUMENT_BYTES_MAX
 from edgekit.contracts.oci import Descriptor, LayoutReader
 from edgekit.contracts.reference import Reference
+from edgekit.contracts.shadow import Expectation
 from edgekit.stats import probes
 from edgekit_runtime.errors import UnsuitableError
 from edgekit_runtime.ports import Array
@@ -47,6 +48,7 @@ class Bundle:
     weights_path: Path | None = None
     golden: GoldenSet | None = field(repr=False, default=None)
     reference: Reference | None = field(repr=False, default=None)  # by whose bins is counted
+    expectation: Expectation | None = None  # of its agreement with the original
 
 
 def read_manifest(blobs: LayoutReader, manifest_digest: str) -> BundleManifest:
@@ -87,6 +89,7 @@ def open_bundle(blobs: LayoutReader, manifest_digest: str) -> Bundle:
         weights_path=paths[weights.path] if weights else None,
         golden=_golden(manifest, paths, found),
         reference=_reference(manifest, paths),
+        expectation=_expectation(manifest, paths),
     )
 
 
@@ -151,6 +154,18 @@ def _reference(manifest: BundleManifest, paths: Mapping[str, Path]) -> Reference
             f"bundle {manifest.model} {manifest.version}: {entry.path}: edges_digest does not "
             "belong to its edges",
             hint="build the bundle again with `edgekit build`",
+        )
+    return found
+
+
+def _expectation(manifest: BundleManifest, paths: Mapping[str, Path]) -> Expectation | None:
+    entry = manifest.file(Role.SHADOW)
+    if entry is None:
+        return None
+    found = codec.read(Expectation, paths[entry.path])
+    if not (0.0 <= found.agreement_min <= 1.0 and found.abs >= 0.0 and found.rel >= 0.0):
+        raise BadInputError(
+            f"bundle {manifest.model} {manifest.version}: {entry.path}: its figures cannot be met"
         )
     return found
 

@@ -81,6 +81,48 @@ def selftest(config: ConfigOption, json: JsonOption = False) -> None:
 
 
 @app.command()
+def infer(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL_OR_BUNDLE", help="A deployed model (with --config), or LAYOUT[@REF]."
+        ),
+    ],
+    *,
+    data: Annotated[
+        Path, typer.Option("--in", help=".npz, a folder of .npy (one for each input), or .csv.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Outputs by name (.npz).")],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Agent configuration: where models lie.")
+    ] = None,
+    chunk: Annotated[
+        int | None, typer.Option(min=1, help="Rows answered at a time; default: about 8 MB.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads the engine may use.")] = 1,
+    refused_max: Annotated[
+        int, typer.Option(min=0, help="Rows that may break the contract; more: exit code 3.")
+    ] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Answer every row of a file; the agent need not run, and nothing is counted.
+
+    An interrupted run goes on where it was when the same command is given again.
+    """
+    from edgekit_runtime import chosen, offline  # noqa: PLC0415 - loads the engine
+
+    run = offline.BatchRun(chosen.load(model, config, threads), data, out, chunk=chunk)
+    summary = run.run(offline.Progress(console.note))
+    if json:
+        console.emit_json(summary)
+    else:
+        if summary.resumed:
+            console.note(f"{summary.resumed} samples were answered by an earlier run")
+        console.emit(offline.describe(summary, out))
+    offline.check_refused(summary, refused_max)
+
+
+@app.command()
 def slots(config: ConfigOption, json: JsonOption = False) -> None:
     """Show every bundle this device holds or refuses, what it is to its model, and why."""
     from edgekit_runtime import slots as reading  # noqa: PLC0415 - numpy is slow to import

@@ -27,7 +27,7 @@ class Client:
 
     __slots__ = (
         "asked", "broken", "ended", "fresh", "keep_alive", "lingered", "muted", "number", "parser",
-        "since", "sock", "unsent",
+        "second", "settled", "since", "sock", "unsent",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, number: int, parser: Parser) -> None:
@@ -35,6 +35,8 @@ class Client:
         self.number = number
         self.parser = parser
         self.since = monotonic()  # of the oldest thing the client owes us
+        self.second = False  # its next request is the second arm's
+        self.settled = False  # an arm has found whose its next request is
         self.asked = False  # a request of it is to be answered
         self.fresh = True  # it has not asked anything yet
         self.ended = False  # it has stopped sending

@@ -15,6 +15,8 @@
     [serve]
     socket = "/run/edgekit/agent.sock"   # default: <state_dir>/agent.sock
     port = 8471                          # loopback only; default: none
+    workers = true                       # false: only applications hold models (Session.open)
+    sessions_max = 16                    # of applications at once; 0: none
     [spool]
     bytes_max = 67108864
     [containers]
@@ -62,6 +64,7 @@ SOCKET_PATH_BYTES_MAX = 107  # sun_path without its final zero (unix(7))
 SPOOL_BYTES_MIN = 2 * 1024 * 1024  # a few segments: below, eviction has nothing to choose from
 LOG_BYTES_MIN = 16 * 1024  # below, a traceback or two are all there is
 CONFIG_BYTES_MAX = 1024 * 1024
+SESSIONS_MAX = 256  # each holds some descriptors of the agent
 T = TypeVar("T")
 
 
@@ -92,6 +95,8 @@ class ServeSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     requests_max: int = 64  # at once; more are told to come again (429)
     connections_max: int = 256
     client_s_max: float = 30.0  # for a client to send a whole request
+    workers: bool = True  # false: models are held by the applications that embed them, alone
+    sessions_max: int = 16  # of such applications at once; 0: none may
 
 
 class SpoolSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -182,6 +187,18 @@ def check(document: Mapping[str, Any], what: str) -> AgentConfig:
     for key in ("requests_max", "connections_max", "client_s_max"):
         value = getattr(config.serve, key)
         _require(value > 0, what, f"[serve] {key} {value}")
+    sessions = config.serve.sessions_max
+    _require(0 <= sessions <= SESSIONS_MAX, what, f"[serve] sessions_max {sessions}")
+    _require(
+        config.serve.workers or sessions > 0,
+        what,
+        "[serve] workers = false and sessions_max = 0: nothing could hold a model",
+    )
+    _require(
+        config.serve.workers or config.containers.engine is None,
+        what,
+        "[serve] workers = false and [containers] engine: images run in workers",
+    )
     _require(config.serve.body_bytes_max >= 1024, what, "[serve] body_bytes_max is below 1024")
     _require(
         config.spool.bytes_max >= SPOOL_BYTES_MIN,

@@ -24,6 +24,12 @@ def emit(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def note(text: str) -> None:
+    """Write a line about the work to stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
 def emit_json(value: Any) -> None:
     """Write ``value`` to stdout as indented JSON."""
     sys.stdout.write(codec.encode_pretty(value).decode())

@@ -15,6 +15,7 @@ from edgekit_runtime.http1 import HttpError, Reply, Request
 from edgekit_runtime.lane import Lane
 from edgekit_runtime.metrics import CONTENT_TYPE, Metrics
 from edgekit_runtime.oip import Route
+from edgekit_runtime.proving import Proven
 from edgekit_runtime.replies import ACTIONS, check_version, failed, only
 from edgekit_runtime.serving import Live
 
@@ -72,6 +73,11 @@ class Control:
             raise HttpError(404, f"model {route.model[:80]!r} is not known to this device")
         if route.action in ACTIONS:
             only(request, "POST")
+            live = lane.serving.live
+            if live is not None and isinstance(live.loaded, Proven):
+                raise HttpError(
+                    404, f"model {route.model!r} runs in applications alone ([serve] workers)"
+                )
             raise NotServingError(f"model {route.model!r} is not serving", retry_after_s=1.0)
         if route.action not in ("metadata", "ready"):
             raise HttpError(404, f"no such path: {request.path[:200]}")
@@ -83,7 +89,7 @@ class Control:
         manifest = live.loaded.manifest
         label = oip.Label(route.model, live.ref.version, live.slot)
         platform = f"{manifest.engine}_{manifest.target}"
-        return Reply(200, oip.metadata(label, platform, live.loaded.contract))
+        return Reply(200, oip.metadata(label, platform, live.loaded.contract, live.ref.compose))
 
 
 def _live(lane: Lane) -> Live:

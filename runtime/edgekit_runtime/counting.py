@@ -9,17 +9,64 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+import numpy as np
+
 from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.frames import Lane
 from edgekit.contracts.messages import Window
+from edgekit_runtime.beside import Beside
+from edgekit_runtime.guard import Flags
 from edgekit_runtime.monitors import windows
 from edgekit_runtime.ports import Clock, Disk
-from edgekit_runtime.region import CAPACITY, Labels, Region
-from edgekit_runtime.shelf import Shelf
+from edgekit_runtime.region import (
+    AGREED,
+    CAPACITY,
+    INFERENCE_KINDS,
+    SHADOW_KINDS,
+    Kind,
+    Labels,
+    Region,
+)
+from edgekit_runtime.shelf import Shelf, leased
 from edgekit_runtime.spool import Spool
 
 _SUFFIX = ".rgn"
 DRAIN_AT = CAPACITY // 2  # a ring fuller than this is drained before its window is over
+_OUTPUT_NAN = int(Flags.OUTPUT_NAN)
+
+
+class ShadowCounter:
+    """What a candidate has shown beside what serves, from the records of its own region."""
+
+    def __init__(self, region: Region, position: int, started: float, before_s: float) -> None:
+        """Count from ``position`` on; ``before_s``: seconds before the last start."""
+        self.region = region
+        self.position = position
+        self._started = started
+        self._before_s = before_s
+        self._read = max(position, region.head - CAPACITY)
+        self._seen = Beside()
+
+    def read(self, now: float) -> Beside:
+        """Figures up to now (monotonic seconds)."""
+        head = self.region.settled()
+        first = max(self._read, head - CAPACITY)
+        found = self.region.records(first, head)[self.region.intact(first, head)]
+        self._read = max(self._read, head)
+        kinds, flags = found["kind"], found["flags"]
+        ours = np.isin(kinds, (*SHADOW_KINDS, *INFERENCE_KINDS))
+        seen = self._seen
+        self._seen = Beside(
+            n=seen.n + int(ours.sum()),
+            agreed=seen.agreed + int((ours & ((flags & AGREED) != 0)).sum()),
+            errors=seen.errors + int(np.isin(kinds, (Kind.ERROR, Kind.SHADOW_ERROR)).sum()),
+            nan=seen.nan + int((ours & ((flags & _OUTPUT_NAN) != 0)).sum()),
+            dropped=seen.dropped
+            + int(found["cls"][np.isin(kinds, SHADOW_KINDS)].clip(min=0).sum()),
+            seconds=self._before_s + now - self._started,
+        )
+        return self._seen
 
 
 class Counting:
@@ -46,16 +93,43 @@ class Counting:
         Raises:
             ResourceError: the disk is full.
         """
-        shelf = self.shelf(labels.model)
+        key = _shelf_of(labels)
+        shelf = self.shelf(key)
         for region in shelf.regions():
             if region.labels == labels:
-                self._current[labels.model] = region
+                self._current[key] = region
                 return region
+        region = self._current[key] = self._create(labels)
+        return region
+
+    def lend(self, labels: Labels) -> Region:
+        """A new region for the application that ``labels.session`` names: it has no other writer.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        assert labels.session
+        return self._create(labels)
+
+    def beside(self, labels: Labels) -> list[Region]:
+        """Where applications count what ``labels`` call the same slot."""
+        worker = msgspec.structs.replace(labels, session="")
+        return [
+            region
+            for region in self.shelf(labels.model).regions()
+            if region.labels.session
+            and msgspec.structs.replace(region.labels, session="") == worker
+        ]
+
+    def leased(self) -> list[str]:
+        """Digests of bundles that an application may still run or be about to load."""
+        return sorted({region.labels.digest for region in self._regions() if leased(region)})
+
+    def _create(self, labels: Labels) -> Region:
         numbers = [int(name.removesuffix(_SUFFIX)) for name in self._names()]
         path = self._root / f"{max(numbers, default=0) + 1:08d}{_SUFFIX}"
         region = Region.create(self._disk, path, labels)
-        shelf.add(region)
-        self._current[labels.model] = region
+        self.shelf(_shelf_of(labels)).add(region)
         return region
 
     def drain(self) -> int:
@@ -117,7 +191,7 @@ class Counting:
                 region.close()
                 self._disk.unlink(path)
                 continue
-            self.shelf(region.labels.model).add(region)
+            self.shelf(_shelf_of(region.labels)).add(region)
 
     def _open(self, path: Path) -> Region | None:
         try:
@@ -166,6 +240,11 @@ class Counting:
             self._spool.append(Lane.HEALTH, found, sync=True)
             region.advance(last, lost_last)
         return len(found)
+
+
+def _shelf_of(labels: Labels) -> str:
+    """Workers look request ids up in what lies on their model's shelf: shadows lie elsewhere."""
+    return labels.model + ("#shadow" if labels.shadow else "")
 
 
 def _undrained(region: Region) -> int:

@@ -8,7 +8,7 @@ candidate they were meant for and dropped when that has changed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from typing_extensions import assert_never
@@ -18,9 +18,11 @@ from edgekit.contracts.messages import Desired, ModelReport, SlotRef
 from edgekit.contracts.states import SlotState
 from edgekit.engine.ports import EngineAwayError
 from edgekit_runtime import planner, steps
-from edgekit_runtime.deployment import Deployment, Environment
+from edgekit_runtime.besides import Besides
+from edgekit_runtime.deployment import Change, Deployment, Environment
 from edgekit_runtime.hosted import Hosted
 from edgekit_runtime.jobs import Done, JobRunner
+from edgekit_runtime.lending import Lending
 from edgekit_runtime.machine import Event
 from edgekit_runtime.monitors.figures import Burns, TrialCounter, latency_before
 from edgekit_runtime.planner import Facts
@@ -43,10 +45,13 @@ class Deployer:
         self._kept = Deployment(env)
         self._clean_start = self.record.clean
         self._hosted = Hosted(env)
+        self._lending = Lending(env, self._hosted)
         self._trials: dict[str, TrialCounter] = {}
-        self._burns = Burns()
+        self._burns = Burns(env.counting.beside)
         self._jobs = JobRunner(env.wake)
         self._preparing = Preparation(env, self._kept, self._jobs)
+        self._besides = Besides(env, self._kept, self._hosted, self._preparing, self._jobs)
+        self._preparing.withdrawn = self._besides.end
         self._tidy_at = env.clock.monotonic()
         self._desired: tuple[Desired, str] | None = None
         for name in self.record.models:
@@ -74,8 +79,9 @@ class Deployer:
 
     def reports(self) -> dict[str, ModelReport]:
         """What the manager is told, by model."""
+        beside = self._besides.reports()
         return {
-            name: model.report(self._preparing.in_flight(name))
+            name: model.report(self._preparing.in_flight(name), beside.get(name))
             for name, model in self.record.models.items()
         }
 
@@ -87,6 +93,8 @@ class Deployer:
         """Do what is to be done now; whether anything happened."""
         changed = self._jobs.take()
         changed |= self._hosted.take_ends()
+        changed |= self._lending.hear(self.record)
+        self._besides.look()
         for _ in range(STEPS_MAX):
             desired, self._desired = self._desired, None
             plan = planner.plan(self.record, desired, self._facts())
@@ -95,8 +103,9 @@ class Deployer:
             changed = True
             for step in plan:
                 self._execute(step)
+        self._lending.tell(self.record)
         if changed and not self._jobs.busy:
-            self._env.store.collect(self.record.bundles())
+            self._env.store.collect([*self.record.bundles(), *self._env.counting.leased()])
         return changed
 
     def checkpoint(self, *, clean: bool = False) -> None:
@@ -107,6 +116,7 @@ class Deployer:
             if model is not None and model.state is SlotState.TRIAL:
                 seconds = trial.read(self._env.clock.monotonic()).seconds
                 record = record.with_model(name, msgspec.structs.replace(model, trial_s=seconds))
+        record = self._besides.checkpoint(record)
         if record is not self.record or clean != record.clean:
             self._kept.save(msgspec.structs.replace(record, clean=clean))
 
@@ -125,6 +135,9 @@ class Deployer:
             trials={name: trial.read(now) for name, trial in self._trials.items()},
             lately=self._burns.read(now, self.record.models, self.servings),
             ends=self._hosted.ends(),
+            lost=self._hosted.lost(),
+            beside=self._besides.standing(),
+            fallen=self._preparing.fallen(),
             clean_start=self._clean_start,
             containers=images is not None,
             untidy=untidy and now >= self._tidy_at,
@@ -140,15 +153,7 @@ class Deployer:
         elif isinstance(step, steps.Remove):
             self._remove(step)
         elif isinstance(step, steps.Observe):
-            self._kept.save(
-                msgspec.structs.replace(
-                    self.record,
-                    gen=step.gen,
-                    desired_digest=step.digest,
-                    config=step.config,
-                    note=step.note,
-                )
-            )
+            self._kept.observe(step)
         elif isinstance(step, steps.Fetch):
             self._preparing.fetch(step.model)
         elif isinstance(step, steps.Verify):
@@ -157,10 +162,20 @@ class Deployer:
             self._kept.change(step.model, Event.TEST)
         elif isinstance(step, steps.SelfTest):
             self._preparing.self_test(step.model)
+        elif isinstance(step, steps.StandBeside):
+            self._besides.begin(step.model)
+        elif isinstance(step, steps.Replay):
+            self._besides.replay(step.model)
         elif isinstance(step, steps.Activate):
-            self._activate(step)
+            self._activate((step,))
+        elif isinstance(step, steps.ActivateGroup):
+            self._activate(step.members)
         elif isinstance(step, steps.Load):
             self._load(step)
+        elif isinstance(step, steps.SpendTry):
+            tries = self._kept.model(step.model).tries
+            self._kept.change(step.model, None, tries=tries - 1)
+            self._hosted.charged(step.model)
         elif isinstance(step, steps.Confirm):
             self._trials.pop(step.model, None)
             self._kept.change(
@@ -181,7 +196,7 @@ class Deployer:
         model = self._kept.model(step.model)
         digest = step.candidate.digest
         self._hosted.serving(step.model)
-        self._preparing.drop(model)
+        self._withdraw(step.model)
         self._preparing.begin(step.candidate)
         self._kept.change(
             step.model,
@@ -193,11 +208,18 @@ class Deployer:
             test_tries=step.policy.trial_tries,
             failed={key: value for key, value in model.failed.items() if key != digest},
             fetched_bytes=0,
+            beside=None,
+            unproven=model.unproven and model.state is not SlotState.SHADOW,
         )
+
+    def _withdraw(self, name: str) -> None:
+        """Its candidate is not wanted any more."""
+        self._besides.end(name)
+        self._preparing.drop(self._kept.model(name))
 
     def _relabel(self, step: steps.Relabel) -> None:
         model = self._kept.model(step.model)
-        self._preparing.drop(model)
+        self._withdraw(step.model)
         self._kept.change(
             step.model,
             Event.RESUME if model.confirmed else Event.RESUME_TRIAL,
@@ -207,6 +229,7 @@ class Deployer:
             policy=step.policy,
             retry_token=step.retry_token,
             fetched_bytes=0,
+            beside=None,
         )
         live = self._hosted.serving(step.model).live
         if live is not None and live.ref.content == step.active.content:
@@ -216,7 +239,7 @@ class Deployer:
                 trial.move(region, self._env.clock.monotonic())
 
     def _remove(self, step: steps.Remove) -> None:
-        self._preparing.drop(self._kept.model(step.model))
+        self._withdraw(step.model)
         self._hosted.serving(step.model).stop()
         self._trials.pop(step.model, None)
         self._kept.change(
@@ -227,25 +250,32 @@ class Deployer:
             fallback=None,
             candidate=None,
             confirmed=False,
+            beside=None,
+            flip=0,
         )
 
-    def _activate(self, step: steps.Activate) -> None:
-        model = self._kept.model(step.model)
-        candidate = model.candidate
-        if candidate is None:
-            return
-        loaded = self._preparing.take(candidate)
-        self._hosted.forget(step.model)
-        self._kept.change(
-            step.model,
-            Event.REINSTATE if step.proven else Event.ACTIVATE,
-            "proven here before" if step.proven else "on trial",
-            **activation(model, proven=step.proven),
-        )
-        region = self._serve(step.model, loaded)
-        self._trials.pop(step.model, None)
-        if not step.proven:
-            self._begin_trial(step.model, region)
+    def _activate(self, members: Sequence[steps.Activate]) -> None:
+        """One write, then each switches: after a power cut all serve, or none."""
+        flip = self.record.gen if len(members) > 1 else 0
+        changes, taken = [], []
+        for step in members:
+            model = self._kept.model(step.model)
+            if model.candidate is None:
+                return
+            event = Event.REINSTATE if step.proven else Event.ACTIVATE
+            why = "proven here before" if step.proven else "on trial"
+            found = activation(model, proven=step.proven, flip=flip)
+            changes.append(Change(step.model, event, why, found))
+            taken.append((step, model.candidate))
+        loaded = {step.model: self._preparing.take(ref) for step, ref in taken}
+        self._kept.change_all(changes)
+        for step in members:
+            self._hosted.forget(step.model)
+            region = self._serve(step.model, loaded[step.model])
+            self._besides.end(step.model)
+            self._trials.pop(step.model, None)
+            if not step.proven:
+                self._begin_trial(step.model, region)
 
     def _load(self, step: steps.Load) -> None:
         model = self._kept.model(step.model)
@@ -301,23 +331,38 @@ class Deployer:
             throttled=self._env.throttled,
             before=latency_before(regions, proven.digest) if proven is not None else (),
             before_s=before_s,
+            beside=self._env.counting.beside,
             fresh=fresh,
         )
 
     def _revert(self, name: str, reason: str) -> None:
+        """Back to the fallback, with whatever changed together with it."""
+        flip = self._kept.model(name).flip
+        mates = [n for n, m in self.record.models.items() if flip and m.flip == flip and n != name]
+        found = [self._reversion(name, reason)]
+        found += [self._reversion(n, f"with {name} of its group: {reason}", name) for n in mates]
+        changes = [change for change in found if change is not None]
+        if not changes:
+            return
+        self._kept.change_all(changes)
+        for change in changes:
+            self._trials.pop(change.model, None)
+            self._hosted.forget(change.model)
+            if self._kept.model(change.model).active is None:
+                self._hosted.serving(change.model).stop()
+            # Else what fails keeps answering until the planner has the fallback loaded.
+
+    def _reversion(self, name: str, reason: str, cause: str = "") -> Change | None:
         model = self._kept.model(name)
         if model.active is None:
-            return
-        self._trials.pop(name, None)
-        self._hosted.forget(name)
-        failed = self._kept.quarantine(model, model.active, reason)
+            return None
+        failed = self._kept.quarantine(model, model.active, reason, shared=bool(cause))
         if model.fallback is not None:
-            self._kept.change(name, Event.REVERT, reason, failed=failed, **reversion(model))
-            return  # what fails keeps answering until the planner has the fallback loaded
+            return Change(name, Event.REVERT, reason, {**reversion(model), "failed": failed})
         preparing = model.state in planner.PREPARING and model.candidate is not None
         event = Event.REVERT if preparing else Event.STRAND
-        self._kept.change(name, event, reason, active=None, confirmed=False, failed=failed)
-        self._hosted.serving(name).stop()
+        nothing = {"active": None, "confirmed": False, "flip": 0, "failed": failed}
+        return Change(name, event, reason, nothing)
 
     def _tidy(self) -> None:
         images, stale = self._env.images, self.record.stale_images()

@@ -5,7 +5,7 @@ A change is persisted before it takes effect anywhere else, and told to the audi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,8 @@ import msgspec
 from edgekit.contracts import digest as digests
 from edgekit.contracts.messages import DeviceEvent, Failure, Record, SlotEvent, SlotRef
 from edgekit.contracts.states import SlotState
+from edgekit_runtime.applications import Applications
+from edgekit_runtime.beside import Readings
 from edgekit_runtime.counting import Counting
 from edgekit_runtime.errors import RuntimeUnfitError
 from edgekit_runtime.machine import Event, next_state
@@ -31,6 +33,7 @@ FAILED_MAX = 16  # quarantined digests remembered per model
 REASON_CHARS_MAX = 500
 AUDITED = frozenset(
     {
+        SlotState.SHADOW,
         SlotState.TRIAL,
         SlotState.CONFIRMED,
         SlotState.ROLLED_BACK,
@@ -57,7 +60,20 @@ class Environment:
     serving_changed: Callable[[Serving], None]  # what is to serve; called by the control thread
     throttled: Callable[[], bool | None] = lambda: None  # the processor is; None: nobody tells
     images: Images | None = None  # this device has a container engine
+    applications: Applications | None = None  # that embed a model
+    workers: bool = True  # hold what is active; else applications alone do
+    readings: Callable[[], Readings] = Readings  # of the device; by default nothing is known
     runtime_on_trial: bool = False  # the supervisor has another one to go back to
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happens to one model."""
+
+    model: str
+    event: Event | None
+    reason: str
+    changes: Mapping[str, object]
 
 
 class Deployment:
@@ -104,26 +120,38 @@ class Deployment:
 
     def change(self, name: str, event: Event | None, reason: str = "", **changes: object) -> None:
         """Persist ``changes`` and the state that ``event`` leads to (the same when ignored)."""
-        old = self.model(name)
-        state = (next_state(old.state, event) if event else None) or old.state
-        new = msgspec.structs.replace(old, state=state, **changes)
-        self.save(self.record.with_model(name, new))
-        if state is not old.state and state in AUDITED:
-            ref = new.active or old.candidate or old.active
-            self._emit(
-                SlotEvent(
-                    model=name,
-                    digest=ref.digest if ref else "",
-                    release=ref.release if ref else "",
-                    rollout=ref.rollout if ref else "",
-                    state=state,
-                    reason=reason,
-                    at=self._clock.wall(),
-                )
-            )
+        self.change_all([Change(name, event, reason, changes)])
 
-    def quarantine(self, model: ModelRecord, ref: SlotRef, reason: str) -> dict[str, Failure]:
-        """``model.failed`` with ``ref`` added, the oldest dropped."""
+    def change_all(self, changes: Sequence[Change]) -> None:
+        """Persist the changes of several models in one write: all or none survive a power cut."""
+        record, events = self.record, []
+        for change in changes:
+            old = self.model(change.model)
+            state = (next_state(old.state, change.event) if change.event else None) or old.state
+            new = msgspec.structs.replace(old, state=state, **change.changes)
+            record = record.with_model(change.model, new)
+            if state is not old.state and state in AUDITED:
+                events.append(self._event(change, old, new))
+        self.save(record)
+        for event in events:
+            self._emit(event)
+
+    def _event(self, change: Change, old: ModelRecord, new: ModelRecord) -> SlotEvent:
+        ref = new.active or old.candidate or old.active
+        return SlotEvent(
+            model=change.model,
+            digest=ref.digest if ref else "",
+            release=ref.release if ref else "",
+            rollout=ref.rollout if ref else "",
+            state=new.state,
+            reason=change.reason,
+            at=self._clock.wall(),
+        )
+
+    def quarantine(
+        self, model: ModelRecord, ref: SlotRef, reason: str, *, shared: bool = False
+    ) -> dict[str, Failure]:
+        """``model.failed`` with ``ref`` added, the oldest dropped; ``shared``: by its group."""
         active = model.active
         proven = active is not None and model.confirmed and active.content == ref.content
         if self._runtime_on_trial and proven:
@@ -136,6 +164,7 @@ class Deployment:
             attempts=before.attempts + 1 if before else 1,
             retry_token=model.retry_token,
             content=ref.image.digest if ref.image is not None else "",
+            shared=shared,
         )
         newest = sorted({**model.failed, ref.digest: failure}.items(), key=lambda item: item[1].at)
         return dict(newest[-FAILED_MAX:])

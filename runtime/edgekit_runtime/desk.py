@@ -19,6 +19,7 @@ from edgekit_runtime.http1 import HttpError, Reply, Request
 from edgekit_runtime.loop import READ, WRITE, Loop
 from edgekit_runtime.oip import Route
 from edgekit_runtime.replies import ACTIONS
+from edgekit_runtime.samples import Sampler
 from edgekit_runtime.supervision import EXIT_MEMORY
 from edgekit_runtime.wire import Channel, Frame, FrameKind
 
@@ -41,6 +42,7 @@ class Desk(Connections):
         self._model = order.model
         self._requests_max = order.requests_max
         self._answerer = answerer
+        self.sampler = Sampler(self._loop)
         self._board = board
         self._channel = channel
         self._queue: deque[tuple[Client, Request, Route]] = deque()
@@ -83,6 +85,7 @@ class Desk(Connections):
         number, ended = wire.read_handed(frame)
         (descriptor,) = frame.descriptors
         found = self.adopt(socket.socket(fileno=descriptor), number, frame.body, ended=ended)
+        found.settled = wire.is_other(frame)
         self.gripped(found, Grip.ASKED)
         self.next(found)
 
@@ -106,8 +109,11 @@ class Desk(Connections):
         """Queue it, unless it is not for this model."""
         route = oip.route(request.path)
         ours = route is not None and route.model == self._model and route.action in ACTIONS
+        settled, found.settled = found.settled, False
         if route is None or not ours or self._retired:
             self._give_back(found, request)
+        elif not settled and self._answerer.splitting.elsewhere(request, route):
+            self._give_back(found, request, other=True)
         elif len(self._queue) >= self._requests_max:
             error = HttpError(429, "too many requests at once", retry_s=1)
             self.answer(found, client.refusal(error), keep_alive=request.keep_alive)
@@ -150,14 +156,17 @@ class Desk(Connections):
             board.end(monotonic_ns())
             board.count(*seen)
         self.answer(found, reply, keep_alive=request.keep_alive)
+        answered = self._answerer.answered
+        if answered is not None and not self._queue:  # late: nobody is to wait for a sample
+            self.sampler.offer(answered.request, answered.inputs, answered.outputs)
 
-    def _give_back(self, found: Client, request: Request | None) -> None:
+    def _give_back(self, found: Client, request: Request | None, *, other: bool = False) -> None:
         unread = found.parser.unread()
         if request is not None:
             unread = request.raw + unread
         number, ended = found.number, found.ended
         self.let_go(found, hang_up=False)
-        self._say(wire.handed(FrameKind.BACK, number, unread, ended=ended))
+        self._say(wire.handed(FrameKind.BACK, number, unread, ended=ended, other=other))
 
     def _say(self, frame: Frame) -> None:
         self._channel.send(frame)

@@ -6,6 +6,7 @@
     ├── GuardError          an inference input breaks the contract (HTTP 400, counted as violation)
     └── UnsuitableError     a bundle that cannot run on this device
     UnavailableError
+    ├── DeadlineError       there was no answer in the time that was left for it
     ├── DeltaAwaitedError   only whole files are to be had, and the policy says to wait
     ├── EngineError         the engine failed on a valid input (HTTP 500, counted as error)
     ├── RuntimeUnfitError   on trial, and what was proven before does not work: ends the agent
@@ -16,8 +17,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from edgekit.contracts.errors import BadInputError, UnavailableError
 from edgekit_runtime.supervision import Ending
+
+if TYPE_CHECKING:
+    from edgekit_runtime.session import Result
 
 
 class GuardError(BadInputError):
@@ -30,6 +36,18 @@ class GuardError(BadInputError):
 
 class UnsuitableError(BadInputError):
     """A bundle is intact and still cannot run here (target, engine or engine version)."""
+
+
+class DeadlineError(UnavailableError):
+    """There is no answer within the deadline.
+
+    ``late`` is the answer that came too late, counted like any other; None when the model was not
+    asked at all, and nothing was counted.
+    """
+
+    def __init__(self, message: str, late: Result | None = None) -> None:
+        super().__init__(message, hint="allow more time, or send less at once")
+        self.late = late
 
 
 class DeltaAwaitedError(UnavailableError):

@@ -92,11 +92,12 @@ class Front(Connections):
 
     def workers(self) -> list[WorkerModel]:
         """Workers that serve, or are about to."""
-        return [lane.worker for lane in self._lanes.values() if lane.worker is not None]
+        return [worker for lane in self._lanes.values() for worker, _ in lane.arms]
 
     def watch(self, now: float) -> None:
         """Look after workers and slow clients; called every so often."""
-        for worker in self.workers():
+        followers = (lane.link.follower for lane in self._lanes.values())
+        for worker in (*self.workers(), *filter(None, followers)):
             worker.check()
         self.sweep(now)
         held = {handed.worker for handed in self._handed.values()}
@@ -133,10 +134,13 @@ class Front(Connections):
     def received(self, found: Client) -> None:
         """Where a request is for is known from its first line."""
         lane = self._lane_of(found)
-        if lane is None or lane.phase is Phase.CLOSED:
+        worker = lane.pick(second=found.second) if lane is not None else None
+        if worker is not None:
+            self._hand(found, worker)
+        elif lane is None or (
+            lane.phase is Phase.CLOSED and not (found.second and lane.second.waits)
+        ):
             self.next(found)
-        elif lane.worker is not None and lane.phase is Phase.OPEN:
-            self._hand(found, lane.worker)
         elif found.number not in self._parked:
             self._parked[found.number] = found
             found.asked = True
@@ -144,6 +148,7 @@ class Front(Connections):
 
     def requested(self, found: Client, request: Request) -> None:
         """Nobody else answers it."""
+        found.second = found.settled = False
         self.answer(found, self._control.answer(request), keep_alive=request.keep_alive)
 
     def refused(self, status: int) -> None:
@@ -184,6 +189,7 @@ class Front(Connections):
                 ended=self._ended,
                 left=self._left,
                 settled=self._settled,
+                fallen=self._woken,
             )
         return lane
 
@@ -209,6 +215,7 @@ class Front(Connections):
                 found.number,
                 unread,
                 ended=found.ended,
+                other=found.settled,
                 descriptor=found.sock.fileno(),
             )
         )
@@ -221,14 +228,12 @@ class Front(Connections):
             handed.sock.close()
             self._numbers.append(number)
             return
-        self._take_back(handed.sock, number, frame.body, ended=ended)
-
-    def _take_back(
-        self, sock: socket.socket, number: int, held: bytes = b"", *, ended: bool = False
-    ) -> None:
-        found = self.adopt(sock, number, held, ended=ended)
+        found = self.adopt(handed.sock, number, frame.body, ended=ended)
         found.fresh = False
-        if held or ended:
+        if wire.is_other(frame):
+            found.settled = True
+            found.second = all(lane.second.worker is not worker for lane in self._lanes.values())
+        if frame.body or ended:
             self.received(found)
 
     def _settled(self, lane: Lane) -> None:

@@ -26,6 +26,8 @@ class Flags(IntFlag):
     CLAMP = 4  # at least one value has to be (or was) clamped into its range
     OUTPUT_NAN = 8
     INPUT_AGE = 128  # an input is older than the contract allows, or its age was not told
+    STALE = 16  # answered by another bundle than the device has active; only where embedded
+    SHADOW_DISAGREED = 32  # reserved: a candidate that saw the same input answered otherwise
 
     @property
     def violation(self) -> bool:

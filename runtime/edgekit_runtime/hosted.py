@@ -31,7 +31,8 @@ class Hosted:
         self._env = env
         self.servings: dict[str, Serving] = {}
         self._crashes: dict[str, Crashes] = {}
-        self.ended = 0  # workers that ended without being told to
+        self._lost: dict[str, list[Ending]] = {}
+        self.ended = 0  # processes with a model that ended without being told to
 
     def serving(self, name: str) -> Serving:
         """The serving side of ``name``; made on first use."""
@@ -81,14 +82,14 @@ class Hosted:
             found = True
             serving.stop()
             self._note(name, ending)
-            self._tell(f"{name} {digests.short(live.ref.digest)}: {ending.story}")
+            self.tell(f"{name} {digests.short(live.ref.digest)}: {ending.story}")
         return found
 
     def could_not_start(self, name: str, error: EdgekitError) -> None:
         """Its process ended while loading, or there was no room for one: later, and later again."""
         if isinstance(error, WorkerEndedError):
             self._note(name, error.ending)
-            self._tell(error.message)
+            self.tell(error.message)
         elif isinstance(error, EngineAwayError):
             log.warning("%s: %s", name, error.message)
             self._note(name, Ending(EndKind.OUTSIDE, error.message))
@@ -98,6 +99,23 @@ class Hosted:
     def forget(self, name: str) -> None:
         """Another bundle takes over: the past is not its own."""
         self._crashes.pop(name, None)
+        self._lost.pop(name, None)
+
+    def application_ended(self, name: str, ending: Ending) -> None:
+        """An application that embeds the bundle on trial ended untold, or cannot load it."""
+        self._lost.setdefault(name, []).append(ending)
+
+    def charged(self, name: str) -> None:
+        """A try was spent for the oldest of them."""
+        lost = self._lost.get(name, [])
+        if len(lost) > 1:
+            del lost[0]
+        else:
+            self._lost.pop(name, None)
+
+    def lost(self) -> Mapping[str, Ended]:
+        """Applications that ended on trial and have cost no try yet."""
+        return {name: Ended(endings[-1], len(endings)) for name, endings in self._lost.items()}
 
     def ends(self) -> Mapping[str, Ended]:
         """What the planner must know of ended processes."""
@@ -108,7 +126,8 @@ class Hosted:
             if crashes.last is not None
         }
 
-    def _tell(self, detail: str) -> None:
+    def tell(self, detail: str) -> None:
+        """A process that held a model has ended: an audit record, and a line in the log."""
         self.ended += 1
         log.warning("%s", detail)
         at = self._env.clock.wall()

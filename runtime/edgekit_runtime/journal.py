@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -83,6 +84,7 @@ class Journal:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._books: list[_Book] = []
+        self.foreign: Callable[[Region], bool] = lambda _region: False  # another host writes to it
 
     def add(self, region: Region) -> None:
         """Make ``region`` known; the newest is last."""
@@ -115,6 +117,14 @@ class Journal:
                     return True
             raise BugError("the journal does not know this region")
 
+    def knows(self, request: int) -> bool:
+        """Whether a label for this id can be joined here; ``request`` is its `hash_id`."""
+        with self._lock:
+            return any(request in book.counted for book in self._ours())
+
+    def _ours(self) -> list[_Book]:
+        return [book for book in self._books if not self.foreign(book.region)]
+
     def feedback(self, request_id: str, label: int, *, time: float) -> bool | None:
         """Join a true label with its prediction.
 
@@ -126,7 +136,7 @@ class Journal:
         """
         request = hash_id(request_id)
         with self._lock:
-            for book in self._books:
+            for book in self._ours():
                 position = book.counted.get(request)
                 if position is None:
                     continue

@@ -58,10 +58,8 @@ class Metrics:
     def render(self, lanes: Mapping[str, Lane]) -> bytes:
         """The whole page."""
         tallies, refused, in_flight = dict(self._past), dict(self._refused), 0
-        for lane in lanes.values():
-            if lane.worker is None or lane.live is None:
-                continue
-            series, board = _series(lane.live), lane.worker.board
+        for worker, live in (arm for lane in lanes.values() for arm in lane.arms):
+            series, board = _series(live), worker.board
             tallies[series] = tallies.get(series, _Tally()).plus(board)
             in_flight += board.in_flight
             for status, count in board.refusals.items():
@@ -110,8 +108,9 @@ def _serving(lanes: Mapping[str, Lane]) -> Iterable[str]:
         live = lane.serving.live
         labels = _labels((name, live.ref.version if live else "", live.slot if live else ""))
         yield f"edgekit_model_ready{{{labels}}} {int(live is not None)}"
-        if lane.worker is not None:
-            sizes.append((name, process_facts.rss_bytes(lane.worker.pid)))
+        for number, (worker, _) in enumerate(lane.arms):
+            process = f"{name} (second)" if number else name
+            sizes.append((process, process_facts.rss_bytes(worker.pid)))
     yield from _metric("edgekit_process_resident_bytes", "gauge", "Memory of agent and workers.")
     for name, size in sizes:
         if size is not None:

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from edgekit.contracts import codec
+from edgekit.contracts.composition import Link
 from edgekit.contracts.contract import Contract, InputSpec, OutputSpec
 from edgekit.contracts.errors import BadInputError
 from edgekit_runtime import guard
@@ -25,7 +26,7 @@ from edgekit_runtime.ports import Array
 REQUEST_ID_MAX = 256
 ALL_JSON = -1  # length of the JSON part of a body without binary tensors
 BINARY_EXTENSION = "binary_tensor_data"
-EXTENSIONS = (BINARY_EXTENSION, "edgekit_contract", "edgekit_feedback")
+EXTENSIONS = (BINARY_EXTENSION, "edgekit_contract", "edgekit_feedback", "edgekit_compose")
 _DTYPES = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64",
     "INT8": "int8", "INT16": "int16", "INT32": "int32", "INT64": "int64",
@@ -207,6 +208,7 @@ def answer(
     request: InferRequest,
     *,
     counted: bool,
+    sources: Mapping[str, str] | None = None,
 ) -> tuple[int, bytes]:
     """Length of the JSON part (`ALL_JSON` without binary tensors) and the body of the answer."""
     binary = request.parameters.get("binary_data_output") is True
@@ -228,10 +230,62 @@ def answer(
         },
         "outputs": tensors,
     }
+    if sources:  # versions of the models that fed it
+        body["parameters"]["sources"] = sources
     if request.id is not None:
         body["id"] = request.id
     raw = msgspec.json.encode(body)
     return (len(raw) if chunks else ALL_JSON), b"".join([raw, *chunks])
+
+
+class _Answer(msgspec.Struct, frozen=True, kw_only=True):
+    model_version: str
+    outputs: tuple[Tensor, ...]
+
+
+class _Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    error: str
+
+
+def ask(
+    arrays: Mapping[str, Array], outputs: Sequence[str], request_id: str | None
+) -> tuple[int, bytes]:
+    """Length of the JSON part and the body of a request, all tensors binary."""
+    chunks: list[bytes] = []
+    body: dict[str, Any] = {
+        "inputs": [_tensor(name, values, chunks) for name, values in arrays.items()],
+        "outputs": [{"name": name} for name in outputs],
+        "parameters": {"binary_data_output": True},
+    }
+    if request_id is not None:
+        body["id"] = request_id
+    raw = msgspec.json.encode(body)
+    return len(raw), b"".join([raw, *chunks])
+
+
+def read_answer(raw: bytes, json_length: int) -> tuple[dict[str, Array], str]:
+    """Outputs and version in the answer to `ask`.
+
+    Raises:
+        BadInputError: it is none.
+    """
+    document = raw if json_length == ALL_JSON else raw[:json_length]
+    found = codec.decode(_Answer, document, what="answer")
+    binary = memoryview(raw)[len(document) :]
+    arrays: dict[str, Array] = {}
+    for tensor in found.outputs:
+        size = tensor.parameters.get("binary_data_size", 0)
+        arrays[tensor.name] = _from_bytes(tensor, binary[:size])
+        binary = binary[size:]
+    return arrays, found.model_version
+
+
+def read_error(raw: bytes) -> str:
+    """The reason in the body of a refusal."""
+    try:
+        return codec.decode(_Refusal, raw, what="refusal").error
+    except BadInputError:
+        return "refused without a reason"
 
 
 def error(message: str) -> bytes:
@@ -258,7 +312,7 @@ def datatype_of(array: Array) -> str:
     return _NAMES_OF[array.dtype]
 
 
-def metadata(label: Label, platform: str, contract: Contract) -> bytes:
+def metadata(label: Label, platform: str, contract: Contract, links: Sequence[Link] = ()) -> bytes:
     """Body of ``GET /v2/models/{name}``; the contract is our declared extension."""
 
     def tensor(spec: InputSpec | OutputSpec) -> Mapping[str, Any]:
@@ -274,5 +328,6 @@ def metadata(label: Label, platform: str, contract: Contract) -> bytes:
             "outputs": [tensor(spec) for spec in contract.outputs],
             "edgekit_contract": contract,
             "edgekit_slot": label.slot,
+            **({"edgekit_compose": links} if links else {}),
         }
     )

@@ -1,16 +1,17 @@
 """What the agent needs from outside, as protocols; `edgekit_runtime.wiring` builds the adapters.
 
 Every write to the state folder goes through `Disk`, so that a test can cut power at each write,
-fsync and rename. Apart from that are only locks, the mapped rings and pages of counters, and
-runtimes, which `edgekit.contracts.device.bootstrap` unpacks beside everything and gives their name
-at the end.
+fsync and rename. Apart from that are only locks, sockets, the mapped rings and pages of counters,
+and runtimes, which `edgekit.contracts.device.bootstrap` unpacks beside everything and gives their
+name at the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy.typing as npt
 
@@ -18,7 +19,11 @@ from edgekit.contracts.bundle import BundleManifest
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.messages import ClockQuality, Policy, SlotRef
 from edgekit.contracts.reference import Reference
+from edgekit.contracts.shadow import Expectation
 from edgekit_runtime.supervision import Ending
+
+if TYPE_CHECKING:
+    from edgekit_runtime.region import Region  # which needs our `Disk`
 
 Array = npt.NDArray[Any]
 
@@ -73,11 +78,25 @@ class Loaded(Protocol):
         """Which numbers are watched, and their bins."""
 
     @property
+    def expectation(self) -> Expectation | None:
+        """How far it agreed with its original when it was built; None: its bundle does not say."""
+
+    @property
     def failure(self) -> Ending | None:
         """Why it no longer answers; None while it does."""
 
     def close(self) -> None:
         """Unload, once what was asked is answered."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Samples of what was answered, and where a candidate is to say whether it agrees."""
+
+    samples: int  # descriptor of a memory file (`edgekit_runtime.samples`)
+    region: Region
+    abs: float
+    rel: float
 
 
 class Host(Protocol):
@@ -91,6 +110,13 @@ class Host(Protocol):
             WorkerEndedError: its process ended, or took too long.
             BadInputError: a blob is missing or altered.
             ResourceError: no memory or no process for it.
+        """
+
+    def replay(self, model: str, ref: SlotRef, policy: Policy, replay: Replay) -> None:
+        """Load a bundle, give it collected samples, unload it.
+
+        Raises:
+            EdgekitError: like `load`; an inference that did not end is a `WorkerEndedError`.
         """
 
 

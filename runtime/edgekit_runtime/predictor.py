@@ -16,6 +16,7 @@ from edgekit.contracts.bundle import BundleManifest
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.reference import Reference
+from edgekit.contracts.shadow import Expectation
 from edgekit.contracts.verdict import Verdict
 from edgekit.stats import compare
 from edgekit_runtime import bundles, contract_facts, engines, guard
@@ -54,6 +55,11 @@ class Predictor:
         """Which numbers are watched, and their bins."""
         return self.bundle.reference
 
+    @property
+    def expectation(self) -> Expectation | None:
+        """See `edgekit_runtime.ports.Loaded.expectation`."""
+        return self.bundle.expectation
+
     def close(self) -> None:
         """Nothing to end: memory goes with the last reference."""
 
@@ -79,6 +85,51 @@ class Predictor:
             if values.dtype.kind == "f" and not all_finite(values):
                 flags |= Flags.OUTPUT_NAN
         return outputs, flags
+
+    def predict_rows(self, arrays: Mapping[str, Array]) -> tuple[dict[str, Array], Flags]:
+        """Outputs and flags of any number of rows: in several calls where the batch size is fixed.
+
+        Raises:
+            GuardError: an input breaks the contract.
+            EngineError: the engine failed.
+        """
+        size = self._fixed_rows
+        if size is None or not self._splits(arrays, size):
+            return self.predict(arrays)
+        flags = Flags.NONE
+        parts: dict[str, list[Array]] = {}
+        rows = len(arrays[self.contract.inputs[0].name])
+        for start in range(0, rows, size):
+            feed = {name: array[start : start + size] for name, array in arrays.items()}
+            keep = min(size, rows - start)
+            if keep < size:
+                feed = {name: _pad(array, size) for name, array in feed.items()}
+            outputs, found = self.predict(feed)
+            flags |= found
+            for name, values in outputs.items():
+                parts.setdefault(name, []).append(values[:keep])
+        return {name: np.concatenate(values) for name, values in parts.items()}, flags
+
+    @cached_property
+    def _fixed_rows(self) -> int | None:
+        """Batch size that the graph insists on; None when there is none, or not one for all."""
+        shapes = [spec.shape for spec in self.contract.inputs]
+        shapes += [spec.shape for spec in self.contract.outputs]
+        firsts = {shape[0] if shape else None for shape in shapes}
+        (first,) = firsts if len(firsts) == 1 else (None,)
+        return first if isinstance(first, int) else None
+
+    def _splits(self, arrays: Mapping[str, Array], size: int) -> bool:
+        """Whether these are whole rows, and not just as many; what else is wrong the guard says."""
+        wanted = {spec.name: spec for spec in self.contract.inputs}
+        if set(arrays) != set(wanted):
+            return False
+        lengths = {len(array) if array.ndim else 0 for array in arrays.values()}
+        whole = all(
+            array.ndim == len(wanted[name].shape) and array.dtype == np.dtype(wanted[name].dtype)
+            for name, array in arrays.items()
+        )
+        return whole and len(lengths) == 1 and not lengths & {0, size}
 
     def predict_samples(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs for arrays whose first axis is the sample, in chunks the model can take.

@@ -6,7 +6,7 @@ work runs on the job thread; its result is dropped when the candidate has change
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -14,7 +14,7 @@ from edgekit.contracts.errors import EdgekitError, ResourceError, UnavailableErr
 from edgekit.contracts.messages import SlotRef
 from edgekit.contracts.states import SlotState
 from edgekit.engine.ports import EngineAwayError
-from edgekit_runtime.deployment import Deployment, Environment
+from edgekit_runtime.deployment import Change, Deployment, Environment
 from edgekit_runtime.downloads import Downloads, Meter, Metered
 from edgekit_runtime.errors import DeltaAwaitedError, UnsuitableError
 from edgekit_runtime.jobs import Done, JobRunner
@@ -22,6 +22,7 @@ from edgekit_runtime.machine import Event
 from edgekit_runtime.ports import Loaded
 from edgekit_runtime.record import ModelRecord
 from edgekit_runtime.store import Fetched
+from edgekit_runtime.supervision import Ending, EndKind
 
 
 class Preparation:
@@ -34,6 +35,7 @@ class Preparation:
         self._attempts = Downloads(env.clock)
         self._ready: dict[str, Loaded] = {}
         self._meters: dict[str, Meter] = {}
+        self.withdrawn: Callable[[str], None] = lambda _name: None  # called when one is refused
 
     @property
     def ready(self) -> frozenset[str]:
@@ -61,9 +63,30 @@ class Preparation:
             # Written before the engine is asked, so that whatever arrives can be removed again.
             self._kept.save(msgspec.structs.replace(record, images=(*record.images, ref.content)))
 
+    def loaded(self, ref: SlotRef) -> Loaded | None:
+        """The loaded candidate; it stays one."""
+        return self._ready.get(ref.content)
+
+    def fallen(self) -> Mapping[str, Ending]:
+        """Loaded candidates that have ended, by content; what was nobody's fault is forgotten."""
+        found: dict[str, Ending] = {}
+        for content, loaded in list(self._ready.items()):
+            ending = loaded.failure
+            if ending is None:
+                continue
+            found[content] = ending
+            if ending.kind is EndKind.OUTSIDE:
+                self._attempts.pause(content)
+                self._ready.pop(content).close()
+        return found
+
     def take(self, ref: SlotRef) -> Loaded:
         """The loaded candidate, which takes over now."""
         return self._ready.pop(ref.content)
+
+    def release(self, ref: SlotRef) -> None:
+        """The loaded candidate is another's to end: it answers requests."""
+        self._ready.pop(ref.content, None)
 
     def drop(self, model: ModelRecord) -> None:
         """The candidate of ``model`` is withdrawn."""
@@ -73,13 +96,26 @@ class Preparation:
                 ready.close()
 
     def refuse(self, name: str, reason: str) -> None:
-        """The candidate is unfit; what serves keeps serving."""
-        model = self._kept.model(name)
-        if model.candidate is None:
+        """The candidate is unfit, and with it the others of its group; what serves stays."""
+        candidate = self._kept.model(name).candidate
+        if candidate is None:
             return
-        event = Event.REFUSE if model.active is not None else Event.STRAND
-        failed = self._kept.quarantine(model, model.candidate, reason)
-        self._kept.change(name, event, reason, candidate=None, failed=failed)
+        changes = []
+        for each in candidate.group or (name,):
+            model = self._kept.model(each)
+            theirs = model.candidate
+            if theirs is None or (each != name and theirs.group != candidate.group):
+                continue
+            why = reason if each == name else f"with {name} of its group: {reason}"
+            event = Event.REFUSE if model.active is not None else Event.STRAND
+            failed = self._kept.quarantine(model, theirs, why, shared=each != name)
+            found = {"candidate": None, "failed": failed, "beside": None, "unproven": False}
+            changes.append(Change(each, event, why, found))
+        refused = [(change.model, self._kept.model(change.model)) for change in changes]
+        self._kept.change_all(changes)
+        for each, model in refused:
+            self.withdrawn(each)
+            self.drop(model)
 
     def fetch(self, name: str) -> None:
         """Make every blob, or the image, present."""
@@ -117,7 +153,7 @@ class Preparation:
                 self._kept.change(name, Event.FETCHED, fetched_bytes=fetched)
                 if done.value.note:
                     self._note(f"{name}: {done.value.note}")
-            elif not self._outside(name, candidate, done.error):
+            elif not self.outside(name, candidate, done.error):
                 self._failed(name, candidate, done.error)
 
         self._start(f"fetch-{name}", candidate, image, bundle, finish)
@@ -146,7 +182,7 @@ class Preparation:
                 known = msgspec.structs.replace(current, version=done.value)
                 self._kept.change(name, Event.VERIFIED, candidate=known)
                 return
-            if self._outside(name, candidate, done.error):
+            if self.outside(name, candidate, done.error):
                 return
             unsuitable = isinstance(done.error, UnsuitableError)
             if unsuitable or not self._attempts.again(candidate.content):
@@ -172,11 +208,14 @@ class Preparation:
             return host.load(name, candidate, model.policy, tested=True)
 
         def finish(done: Done) -> None:
-            if not self._is_candidate(name, candidate, SlotState.SELF_TEST):
+            again = self._is_candidate(name, candidate, SlotState.SHADOW)
+            if not again and not self._is_candidate(name, candidate, SlotState.SELF_TEST):
                 discard(done)
             elif done.error is None:
                 self._ready[candidate.content] = done.value
-            elif self._outside(name, candidate, done.error):
+                if again:  # only loads in a row that end the agent count
+                    self._kept.change(name, None, test_tries=model.test_tries)
+            elif self.outside(name, candidate, done.error):
                 self._kept.change(name, None, test_tries=model.test_tries)  # it was not tested
             else:
                 self.refuse(name, f"self-test: {done.error.message}")
@@ -210,7 +249,11 @@ class Preparation:
         else:
             self._note(note)
 
-    def _outside(self, name: str, candidate: SlotRef, error: EdgekitError) -> bool:
+    def pause(self, ref: SlotRef) -> None:
+        """Try again a little later."""
+        self._attempts.pause(ref.content)
+
+    def outside(self, name: str, candidate: SlotRef, error: EdgekitError) -> bool:
         """Whether the engine was away: nobody's failure, tried again for as long as it takes."""
         if not isinstance(error, EngineAwayError):
             return False

@@ -44,6 +44,16 @@ def data_bytes() -> int | None:
         return None
 
 
+def memory_available() -> int | None:
+    """Bytes that this device could still give to processes without swapping."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace")
+        line = next(line for line in text.splitlines() if line.startswith("MemAvailable:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
+
+
 def age_s() -> float | None:
     """Seconds since this process was started by the kernel."""
     try:

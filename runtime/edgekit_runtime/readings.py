@@ -10,7 +10,7 @@ import math
 import os
 from pathlib import Path
 
-from edgekit.contracts.messages import Resources
+from edgekit.contracts.health import Resources
 from edgekit_runtime.ports import Clock
 
 LOOK_S = 1.0  # lower: a board of many cores is read all the time

@@ -6,11 +6,28 @@ from typing import Any
 
 import msgspec
 
-from edgekit.contracts.messages import DeviceConfig, Failure, ModelReport, Policy, SlotRef
+from edgekit.contracts.messages import (
+    DeviceConfig,
+    Failure,
+    ModelReport,
+    Policy,
+    ShadowReport,
+    SlotRef,
+)
 from edgekit.contracts.states import DeviceState, SlotState
 
 NAME = "record"  # of its file in the state folder
 SLOT_NAMES = ("a", "b")
+
+
+class BesideRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A candidate beside what serves: what it is asked, and where its figures begin."""
+
+    agreement_min: float | None = None  # None in a split
+    abs: float = 0.0
+    rel: float = 0.0
+    position: int = 0  # in its region
+    seconds: float = 0.0  # before the last start
 
 
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,8 +52,12 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     unproven: bool = False
     failed: dict[str, Failure] = {}
     fetched_bytes: int = 0
+    beside: BesideRecord | None = None  # in SHADOW
+    flip: int = (
+        0  # generation of the group that ``active`` came with: it goes back together; 0: alone
+    )
 
-    def report(self, in_flight: int = 0) -> ModelReport:
+    def report(self, in_flight: int = 0, shadow: ShadowReport | None = None) -> ModelReport:
         """What the manager is told; ``in_flight``: bytes of the download in progress."""
         return ModelReport(
             state=self.state,
@@ -46,6 +67,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
             failed=self.failed,
             unproven=self.unproven,
             fetched_bytes=self.fetched_bytes + in_flight,
+            shadow=shadow,
         )
 
     def held(self) -> tuple[SlotRef, ...]:
@@ -86,8 +108,8 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, models={**self.models, name: model})
 
 
-def activation(model: ModelRecord, *, proven: bool) -> dict[str, Any]:
-    """What changes when the candidate takes over.
+def activation(model: ModelRecord, *, proven: bool, flip: int = 0) -> dict[str, Any]:
+    """What changes when the candidate takes over; ``flip``: with others, in this generation.
 
     Only a confirmed bundle is kept to go back to; an unconfirmed one gives up its slot.
     """
@@ -100,11 +122,13 @@ def activation(model: ModelRecord, *, proven: bool) -> dict[str, Any]:
         "active": model.candidate,
         "fallback": None if same else keep,
         "candidate": None,
-        "slot": _other(model.slot) if moves else model.slot,
+        "slot": other_slot(model.slot) if moves else model.slot,
         "confirmed": proven,
         "tries": model.policy.trial_tries - 1,  # the self-test's load is the first
         "trial_s": 0.0,
         "unproven": False,
+        "beside": None,
+        "flip": flip,
     }
 
 
@@ -113,12 +137,14 @@ def reversion(model: ModelRecord) -> dict[str, Any]:
     return {
         "active": model.fallback,
         "fallback": None,
-        "slot": _other(model.slot),
+        "slot": other_slot(model.slot),
         "confirmed": True,
         "tries": 0,
         "unproven": False,
+        "flip": 0,
     }
 
 
-def _other(slot: str) -> str:
+def other_slot(slot: str) -> str:
+    """Where the candidate goes."""
     return SLOT_NAMES[1 - SLOT_NAMES.index(slot)]

@@ -78,11 +78,15 @@ class Kind(IntEnum):
     ERROR = 2  # the engine failed; counted as an inference
     REJECTED = 3  # the guard refused the input; not an inference
     FEEDBACK = 4  # the true label of an earlier prediction
+    SHADOW = 8  # a candidate was given what had been answered; never an inference
+    SHADOW_ERROR = 9  # likewise, and it refused or failed
 
 
 INFERENCE_KINDS = (Kind.PREDICTION, Kind.ERROR)
 ABSENT = 0x7F  # bin of a probe that could not be taken
 BROKE = 0x80  # bit of a bin: this element broke the contract
+SHADOW_KINDS = (Kind.SHADOW, Kind.SHADOW_ERROR)
+AGREED = 0x40  # flag bit of a shadow record; its ``cls`` counts samples that found no room before
 CORRECT = 0x80  # flag bit of a feedback record: the label equals the predicted class
 
 
@@ -109,6 +113,8 @@ class Labels(msgspec.Struct, frozen=True, kw_only=True):
     edges_digest: str = ""
     probes: tuple[tuple[str, int], ...] = ()  # name and number of bins, in the order of the record
     rules: tuple[tuple[str, str, str, str], ...] = ()  # see `monitors.rules.labels`
+    session: str = ""  # of the one application that writes here; empty: a worker does
+    shadow: bool = False  # holds records of `SHADOW_KINDS` and no inferences
 
 
 class Region:
@@ -149,7 +155,7 @@ class Region:
         self._counted = self._recount()
 
     @classmethod
-    def of(cls, descriptor: int) -> Region:
+    def of(cls, descriptor: int, *, read_only: bool = False) -> Region:
         """Map the region that another process has opened; takes over the descriptor.
 
         Raises:
@@ -157,7 +163,7 @@ class Region:
         """
         found = cls.__new__(cls)
         found.path, found.descriptor = Path(f"descriptor {descriptor}"), descriptor
-        found._attach(read_only=False)  # noqa: SLF001 - another way to make one of us
+        found._attach(read_only=read_only)  # noqa: SLF001 - another way to make one of us
         return found
 
     @classmethod
@@ -262,13 +268,15 @@ class Region:
         return first + int(missing[0]) if missing.size else head
 
     def latencies_s(self, count: int) -> list[float]:
-        """Of the newest ``count`` records, those of answered inferences; seconds."""
+        """Of the newest ``count`` records, those of inferences that ended well; seconds."""
         found = self.records(max(0, self.head - count), self.head)
-        answered = found["latency_us"][found["kind"] == Kind.PREDICTION]
+        answered = found["latency_us"][np.isin(found["kind"], (Kind.PREDICTION, Kind.SHADOW))]
         return [float(value) / 1e6 for value in answered]
 
     def inferences(self, first: int, last: int) -> int:
         """Inferences at ``[first, last)``; a record whose details were lost counts as one."""
+        if self.labels.shadow:
+            return 0
         kinds = self.records(first, last)["kind"]
         lost = ~self.intact(first, last)
         return int(np.count_nonzero(np.isin(kinds, INFERENCE_KINDS) | lost))
@@ -290,6 +298,8 @@ class Region:
 
     def _recount(self) -> int:
         head = self.head
+        if self.labels.shadow:
+            return 0
         first = max(0, head - CAPACITY)
         good = np.flatnonzero(self.intact(first, head))
         if good.size == 0:

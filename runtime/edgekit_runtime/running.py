@@ -48,7 +48,7 @@ def run(path: Path) -> int:
             logging.getLogger().addHandler(RingLog(PosixDisk(), state, loaded.log.bytes_max))
         sockets = server.bind(loaded)
         built = wiring.build(loaded, hosting)
-        server.serve(built, sockets)
+        server.serve(built, sockets, state)
     finally:
         loaded.socket_path.unlink(missing_ok=True)
         hosting.workers.close()

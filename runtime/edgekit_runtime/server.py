@@ -66,7 +66,7 @@ def _bind_unix(path: Path) -> socket.socket:
     return unix
 
 
-def serve(built: Built, sockets: list[socket.socket]) -> None:
+def serve(built: Built, sockets: list[socket.socket], state_dir: Path) -> None:
     """Serve until SIGTERM, SIGINT or the end of the control thread."""
     stopping: list[bool] = []
 
@@ -78,6 +78,7 @@ def serve(built: Built, sockets: list[socket.socket]) -> None:
         signal.signal(number, stop)
     for each in sockets:
         built.front.listen(each)
+    built.applications.listen(state_dir)
     built.agent.on_end = stop
     built.agent.start()
     notifier = Notifier(os.environ)
@@ -97,6 +98,7 @@ def serve(built: Built, sockets: list[socket.socket]) -> None:
     finally:
         if built.pipelines is not None:
             built.pipelines.close()
+        built.applications.close()
         built.front.close()
         built.agent.stop()
         built.host.close()

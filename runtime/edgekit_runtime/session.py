@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import NamedTuple
 
+from edgekit.contracts.composition import Link
 from edgekit.contracts.errors import EdgekitError
 from edgekit_runtime import guard
 from edgekit_runtime.errors import EngineError, GuardError
@@ -32,6 +33,8 @@ class Result:
     flags: Flags
     request_id: str | None
     counted: bool  # False: this request id was counted before
+    latency_s: float = 0.0  # of the model alone, guard and preprocessing included
+    sources: Mapping[str, str] = field(default_factory=dict)  # versions of the models that fed it
 
 
 class Seen(NamedTuple):
@@ -53,14 +56,17 @@ class Place:
     slot: str
     region: Region
     journal: Journal
+    links: tuple[Link, ...] = ()
 
     @classmethod
-    def of(cls, version: str, slot: str, regions: Sequence[Region]) -> Place:
+    def of(
+        cls, version: str, slot: str, regions: Sequence[Region], links: tuple[Link, ...] = ()
+    ) -> Place:
         """Count in the first of ``regions``; the others, newest first, hold earlier request ids."""
         journal = Journal()
         for region in reversed(regions):  # a journal's newest is its last
             journal.add(region)
-        return cls(version, slot, regions[0], journal)
+        return cls(version, slot, regions[0], journal, links)
 
 
 class Session:
@@ -78,6 +84,8 @@ class Session:
         *,
         request_id: str | None = None,
         taken_at: float | None = None,
+        rows: bool = False,
+        also: int = 0,
     ) -> Result:
         """Run the model once and count it.
 
@@ -86,22 +94,49 @@ class Session:
             request_id: counted once, however often it is sent.
             taken_at: when the inputs were measured, Unix seconds; for contracts that limit their
                 age.
+            rows: see `call`.
+            also: see `call`.
 
         Raises:
             GuardError: an input breaks the contract (counted as a violation).
             EngineError: the engine failed (counted as an error).
             MemoryError: an allocation failed; not counted.
         """
-        seen = self.call(arrays, hash_id(request_id), taken_at)
+        seen = self.call(arrays, hash_id(request_id), taken_at, rows=rows, also=also)
         if seen.error is not None:
             raise seen.error
         place = self.place
-        return Result(seen.outputs, place.version, place.slot, seen.flags, request_id, seen.counted)
+        return Result(
+            seen.outputs,
+            place.version,
+            place.slot,
+            seen.flags,
+            request_id,
+            seen.counted,
+            seen.latency_us / 1e6,
+        )
 
     def call(
-        self, arrays: Mapping[str, Array], request: int, taken_at: float | None = None
+        self,
+        arrays: Mapping[str, Array],
+        request: int,
+        taken_at: float | None = None,
+        *,
+        rows: bool = False,
+        also: int = 0,
     ) -> Seen:
-        """Like `infer`, for hosts: failures are in the answer; ``request`` is a `hash_id`."""
+        """Like `infer`, for hosts: failures are in the answer.
+
+        Args:
+            arrays: inputs by name.
+            request: a `hash_id`.
+            taken_at: see `infer`.
+            rows: take any number of rows, also where the model has a fixed batch size.
+            also: flags that the host has a reason to set.
+
+        Raises:
+            MemoryError: see `infer`.
+        """
         old, monitor = 0, self._monitor
         begun = perf_counter_ns()
         try:
@@ -109,7 +144,9 @@ class Session:
                 age_s = None if taken_at is None else self._clock.wall() - taken_at
                 old = rules.age_bits(self.predictor.contract, age_s)
                 guard.check_age(self.predictor.contract, age_s)
-            outputs, flags = self.predictor.predict(arrays)
+            predict = self.predictor.predict_rows if rows else self.predictor.predict
+            outputs, flags = predict(arrays)
+            flags |= also
             if old:
                 flags |= Flags.INPUT_AGE
         except GuardError as exc:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from edgekit.contracts.messages import ModelReport, Resources, SpoolReport
+from edgekit.contracts.health import Resources, SpoolReport
+from edgekit.contracts.messages import ModelReport
 from edgekit.contracts.states import DeviceState
 from edgekit_runtime import counting, lock, process_facts
 from edgekit_runtime.clock import SystemClock

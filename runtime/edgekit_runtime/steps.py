@@ -74,6 +74,20 @@ class SelfTest:
 
 
 @dataclass(frozen=True)
+class StandBeside:
+    """Put the candidate beside what serves: in its shadow, or to answer a share of the requests."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Give the candidate the samples that were collected. Slow."""
+
+    model: str
+
+
+@dataclass(frozen=True)
 class Activate:
     """Switch to the candidate, which is loaded; the record is persisted before."""
 
@@ -82,11 +96,25 @@ class Activate:
 
 
 @dataclass(frozen=True)
+class ActivateGroup:
+    """Switch to several candidates in one write: all or none."""
+
+    members: tuple[Activate, ...]
+
+
+@dataclass(frozen=True)
 class Load:
     """Load what the record calls active, after a start or a rollback. Slow."""
 
     model: str
     spend_try: bool
+
+
+@dataclass(frozen=True)
+class SpendTry:
+    """An application that embeds the bundle on trial has ended untold."""
+
+    model: str
 
 
 @dataclass(frozen=True)
@@ -133,8 +161,12 @@ Step = (
     | Verify
     | BeginTest
     | SelfTest
+    | StandBeside
+    | Replay
     | Activate
+    | ActivateGroup
     | Load
+    | SpendTry
     | Confirm
     | MarkUnproven
     | Refuse

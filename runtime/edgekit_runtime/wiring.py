@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.contracts.messages import DeviceProfile
-from edgekit_runtime import agent, profile
+from edgekit_runtime import agent, beside, process_facts, profile
 from edgekit_runtime.agent import Agent, Parts
 from edgekit_runtime.ahead import BODIES_MAX, Hosting
+from edgekit_runtime.applications import Applications
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.config import AgentConfig
 from edgekit_runtime.control import Control
@@ -23,7 +24,8 @@ from edgekit_runtime.front import Front, Limits
 from edgekit_runtime.golden_watch import GoldenWatch
 from edgekit_runtime.link import MqttLink
 from edgekit_runtime.loop import Loop
-from edgekit_runtime.ports import Fetcher
+from edgekit_runtime.ports import Fetcher, Host
+from edgekit_runtime.proving import ProvingHost
 from edgekit_runtime.readings import Readings, Throttling
 from edgekit_runtime.self_update import BLOBS, RuntimeUpdater, Surroundings
 from edgekit_runtime.spool import Spool, SpoolLimits
@@ -46,6 +48,7 @@ class Built:
     loop: Loop
     front: Front
     host: WorkerHost
+    applications: Applications
     pipelines: Keeper | None = None
 
 
@@ -63,10 +66,16 @@ def build(config: AgentConfig, hosting: Hosting) -> Built:
     state = config.device.state_dir
     disk, clock, verifier = PosixDisk(), SystemClock(), DigestVerifier()
     described = detect_profile(config)
+    serve = config.serve
+    host: Host = hosting.workers if serve.workers else ProvingHost(hosting.workers)
+    throttled = Throttling(clock)
     wake = threading.Event()
     loop = Loop()
     control = Control()
     front = Front(loop, _limits(config), control, woken=wake.set)
+    applications = Applications(
+        loop, sessions_max=serve.sessions_max, threads=serve.threads, woken=wake.set
+    )
     pipelines = _pipelines(config, disk, clock, control)
     limits = SpoolLimits(bytes_max=config.spool.bytes_max)
     spool = Spool.open(disk, state / "spool", clock, limits)
@@ -79,13 +88,16 @@ def build(config: AgentConfig, hosting: Hosting) -> Built:
             counting=counting,
             state_dir=state,
             targets=described.targets,
-            host=hosting.workers,
+            host=host,
             fetcher=_fetcher,
             emit=lambda record: agent.emit(spool, record),
             wake=wake.set,
             serving_changed=front.changed,
             images=hosting.images,
-            throttled=Throttling(clock),
+            throttled=throttled,
+            applications=applications,
+            workers=serve.workers,
+            readings=lambda: beside.Readings(throttled(), process_facts.memory_available()),
             runtime_on_trial=os.environ.get("EDGEKIT_SUPERVISOR") == "trial",
         )
     )
@@ -100,7 +112,7 @@ def build(config: AgentConfig, hosting: Hosting) -> Built:
             disk,
             state,
             clock,
-            hosting.workers,
+            host,
             hour=config.selftest.hour,
             engines=described.engines,
             emit=lambda record: agent.emit(spool, record),
@@ -130,7 +142,7 @@ def build(config: AgentConfig, hosting: Hosting) -> Built:
         disk.replace(state / FIRST_INFERENCE, f"{seconds:.3f}\n".encode())
 
     built = Agent(parts, on_first_inference=save_first)
-    return Built(built, loop, front, hosting.workers, pipelines)
+    return Built(built, loop, front, hosting.workers, applications, pipelines)
 
 
 def _limits(config: AgentConfig) -> Limits:

@@ -16,8 +16,10 @@ from edgekit.contracts.bundle import BundleManifest
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.messages import Policy
 from edgekit.contracts.reference import Reference
+from edgekit.contracts.shadow import Expectation
 from edgekit_runtime import process_facts, supervision
 from edgekit_runtime.board import Board
+from edgekit_runtime.errors import WorkerEndedError
 from edgekit_runtime.loop import READ, WRITE, Loop
 from edgekit_runtime.region import Region
 from edgekit_runtime.supervision import Ending, EndKind
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 LATENCIES_MAX = 512  # of the newest requests, for the p99
 CANARY_S = 10.0  # a worker without traffic for so long shows that it still computes
+REPLAY_LOOK_S = 0.2  # between looks at a worker that replays
 EXIT_S = 0.5  # a process that closed its socket has this long to end before it is killed
 OnFrame = Callable[["WorkerModel", Frame], None]
 OnEnd = Callable[["WorkerModel", Ending], None]
@@ -42,6 +45,7 @@ class WorkerModel:
         self.manifest: BundleManifest = facts.manifest
         self.contract: Contract = facts.contract
         self.reference: Reference | None = facts.reference
+        self.expectation: Expectation | None = facts.expectation
         self.pid = process.pid
         self.board = board
         self.region: Region | None = None  # where it counts now
@@ -78,11 +82,14 @@ class WorkerModel:
     # --- the front's thread --------------------------------------------------------------------
 
     def attach(self, loop: Loop, on_frame: OnFrame, on_end: OnEnd) -> None:
-        """Have ``loop`` read what the worker says."""
+        """Have ``loop`` read what the worker says; again, to have others told."""
         with self._lock:
             if self._shut:
                 return
+            attached = self._loop is not None
             self._loop, self._on_frame, self._on_end = loop, on_frame, on_end
+            if attached:
+                return
             channel = self._channel
             channel.socket.setblocking(False)
             loop.watch(channel.socket.fileno(), READ, self._ready)
@@ -102,6 +109,31 @@ class WorkerModel:
     def say_as(self, tag: str) -> None:
         """What it writes to stderr is logged under ``tag`` from now on."""
         self._process.say_as(tag)
+
+    def replay(self, frame: Frame) -> None:
+        """Have it go through collected samples; for a job's thread, before `attach`.
+
+        Raises:
+            WorkerEndedError: it ended, or an inference did.
+        """
+        channel, name = self._channel, self.manifest.model
+        channel.socket.settimeout(REPLAY_LOOK_S)
+        try:
+            channel.send(frame)
+            while True:
+                try:
+                    frames = channel.receive()
+                except TimeoutError:
+                    self.check()
+                    frames = []
+                if frames is None or self._ending is not None:
+                    ending = self._ending or self._process.wait(EXIT_S)
+                    raise WorkerEndedError(f"{name}: {ending.reason}", ending)
+                if frames:
+                    return
+        except OSError as exc:
+            ending = self._ending or self._process.wait(EXIT_S)
+            raise WorkerEndedError(f"{name}: {ending.reason}", ending) from exc
 
     def proven(self, now: float) -> bool:
         """Whether it showed lately, by an inference or a canary, that it computes."""

@@ -25,6 +25,7 @@ from edgekit_runtime import prestart, supervision, wire
 from edgekit_runtime.board import Board
 from edgekit_runtime.errors import UnsuitableError, WorkerEndedError
 from edgekit_runtime.launch import Launcher, WorkerHandle
+from edgekit_runtime.ports import Replay
 from edgekit_runtime.stderr import Said
 from edgekit_runtime.supervision import Ending, EndKind
 from edgekit_runtime.wire import Channel, Frame, FrameKind
@@ -107,6 +108,7 @@ class WorkerLimits:
     requests_max: int
     connections_max: int
     client_s_max: float
+    socket: str = ""  # of the agent, for models that are fed by others
 
 
 class _Loading:
@@ -207,6 +209,18 @@ class WorkerHost:
             raise
         return WorkerModel(loading.process, loading.channel, loading.board, facts, policy)
 
+    def replay(self, model: str, ref: SlotRef, policy: Policy, replay: Replay) -> None:
+        """See `Host.replay`."""
+        loaded = self.load(model, ref, policy, tested=False)
+        order = wire.Following(abs=replay.abs, rel=replay.rel, once=True)
+        descriptors = (replay.samples, replay.region.descriptor)
+        try:
+            loaded.replay(
+                Frame(FrameKind.FOLLOW, msgspec.json.encode(order), descriptors=descriptors)
+            )
+        finally:
+            loaded.close()
+
     def reap(self) -> None:
         """Collect workers that have ended; called now and then."""
         now = monotonic()
@@ -232,7 +246,7 @@ class WorkerHost:
             root=inside.root if inside is not None else str(self._root),
             model=model,
             ref=ref,
-            threads=limits.threads,
+            threads=policy.threads or limits.threads,
             tested=tested,
             memory_bytes_max=policy.worker_bytes_max,
             body_bytes_max=limits.body_bytes_max,
@@ -240,6 +254,7 @@ class WorkerHost:
             requests_max=limits.requests_max,
             connections_max=limits.connections_max,
             client_s_max=limits.client_s_max,
+            socket=limits.socket if ref.image is None else "",
         )
 
     def _start(self, model: str, ref: SlotRef, policy: Policy) -> WorkerHandle:

@@ -9,6 +9,7 @@ from agentkit.hosts import LocalHost, hosted
 from edgekit.contracts.errors import EdgekitError
 from edgekit.contracts.messages import Deployment, Desired, Policy, VariantRef
 from edgekit_runtime.agent import emit
+from edgekit_runtime.beside import Readings
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.counting import Counting
 from edgekit_runtime.deployer import Deployer
@@ -46,7 +47,7 @@ class InlineJobs:
 
 
 class Device:
-    def __init__(self, root, layout, disk) -> None:
+    def __init__(self, root, layout, disk, applications=None, readings=Readings) -> None:
         """``layout`` None: there is no artifact server."""
         clock = SystemClock()
         self.spool = Spool.open(disk, root / "spool", clock)
@@ -64,6 +65,8 @@ class Device:
                 emit=lambda record: emit(self.spool, record),
                 wake=lambda: None,
                 serving_changed=lambda _serving: None,
+                applications=applications,
+                readings=readings,
             )
         )
 
@@ -71,14 +74,14 @@ class Device:
         while self.deployer.advance():
             pass
 
-    def deploy(self, gen: int, digest: str, release: str) -> None:
+    def deploy(self, gen: int, digest: str, release: str, policy: Policy = POLICY) -> None:
         variant = VariantRef(digest=digest, repository="m", size=1)
         deployment = Deployment(
             rollout="o",
             wave=0,
             release=release,
             variants={"x86-64-v3": variant},
-            policy=POLICY,
+            policy=policy,
         )
         self.deployer.offer(Desired(gen=gen, deployments={"meter": deployment}), "sha256:x")
         self.settle()

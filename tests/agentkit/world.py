@@ -20,6 +20,7 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edgekit.contracts import codec, frames, ids, topics
+from edgekit.contracts.composition import Link
 from edgekit.contracts.messages import (
     Ack,
     Deployment,
@@ -191,26 +192,60 @@ class Manager:
         target: str = "x86-64-v3",
         token: str = "",
         image: ImageRef | None = None,
+        compose: tuple[Link, ...] = (),
+        more: dict[str, Deployment] | None = None,
     ) -> int:
-        gen = self._gens[device] = self._gens.get(device, 0) + 1
         variant = VariantRef(digest=digest, repository="meter", size=1, image=image)
+        meter = Deployment(
+            rollout=f"{release}-rollout",
+            wave=0,
+            release=release,
+            variants={target: variant},
+            policy=policy,
+            retry_token=token,
+            compose=compose,
+        )
+        return self._publish(device, {"meter": meter, **(more or {})})
+
+    def deploy_all(
+        self,
+        device: str,
+        bundles: dict[str, str],
+        release: str,
+        *,
+        policy: Policy = QUICK,
+        policies: dict[str, Policy] | None = None,
+        group: tuple[str, ...] = (),
+    ) -> int:
+        """Several models; ``policies`` replaces ``policy`` by name."""
+        deployments = {
+            name: Deployment(
+                rollout=f"{release}-rollout",
+                wave=0,
+                release=release,
+                variants={"x86-64-v3": VariantRef(digest=digest, repository=name, size=1)},
+                policy=(policies or {}).get(name, policy),
+                group=group,
+            )
+            for name, digest in bundles.items()
+        }
+        return self._publish(device, deployments)
+
+    def _publish(self, device: str, deployments: dict[str, Deployment]) -> int:
+        gen = self._gens[device] = self._gens.get(device, 0) + 1
         desired = Desired(
-            gen=gen,
-            runtime=self.runtime,
-            config=self._config,
-            deployments={
-                "meter": Deployment(
-                    rollout=f"{release}-rollout",
-                    wave=0,
-                    release=release,
-                    variants={target: variant},
-                    policy=policy,
-                    retry_token=token,
-                )
-            },
+            gen=gen, runtime=self.runtime, config=self._config, deployments=deployments
         )
         topic = topics.Address("default", ids.shard_of(device), device).topic(topics.DESIRED)
         self._desired[topic] = codec.seal(desired)
+        self._client.publish(topic, self._desired[topic], qos=1, retain=True)
+        return gen
+
+    def remove(self, device: str) -> int:
+        """Nothing is desired any more; returns the generation that says so."""
+        gen = self._gens[device] = self._gens.get(device, 0) + 1
+        topic = topics.Address("default", ids.shard_of(device), device).topic(topics.DESIRED)
+        self._desired[topic] = codec.seal(Desired(gen=gen, config=self._config))
         self._client.publish(topic, self._desired[topic], qos=1, retain=True)
         return gen
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from agentkit import bad_models, layouts
+from agentkit.processes import command, workers
 from agentkit.world import QUICK, UnixConnection, World, wait_for
 
 from edgekit.contracts.messages import DeviceEvent, SlotEvent
@@ -31,23 +32,6 @@ def world(tmp_path, writer):
     world = World(tmp_path, writer.root)
     yield world
     world.close()
-
-
-def _workers(agent) -> list[int]:
-    children = Path(f"/proc/{agent.process.pid}/task")
-    found = [int(pid) for task in children.iterdir() for pid in _children(task)]
-    return sorted(pid for pid in found if b"edgekit_runtime.worker" in _command(pid))
-
-
-def _children(task: Path) -> list[str]:
-    return (task / "children").read_text().split()
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 def _confirm_first(world, writer):
@@ -82,7 +66,7 @@ def _events(world, kind):
 
 def test_the_agent_itself_never_loads_the_engine(world, writer):
     agent, _ = _confirm_first(world, writer)
-    pids = _workers(agent)
+    pids = workers(agent)
     assert len(pids) == 1
     assert "onnxruntime" not in Path(f"/proc/{agent.process.pid}/maps").read_text()
     assert "onnxruntime" in Path(f"/proc/{pids[0]}/maps").read_text()
@@ -97,7 +81,7 @@ def test_segfaults_on_trial_roll_back_with_the_signal_named(world, writer):
 
     def shoot():
         status, body = agent.infer(None)
-        pids = set(_workers(agent)) - shot
+        pids = set(workers(agent)) - shot
         if status == 200 and body["model_version"] == "2" and len(pids) == 1:
             shot.update(pids)
             os.kill(*pids, signal.SIGSEGV)
@@ -174,7 +158,7 @@ def test_a_killed_worker_of_a_proven_model_is_back_and_nothing_is_miscounted(wor
     for _ in range(2):
         floor = len(answered) + 30
         wait_for(lambda floor=floor: len(answered) >= floor, what="load")
-        os.kill(_workers(agent)[0], signal.SIGKILL)
+        os.kill(workers(agent)[0], signal.SIGKILL)
     floor = len(answered) + 30
     wait_for(lambda: len(answered) >= floor, what="load after the kills")
     stop.set()
@@ -202,7 +186,7 @@ def test_a_connection_that_waits_for_nothing_outlives_a_killed_worker(world, wri
     assert ask() == 200
     kept = connection.sock
     assert agent.infer(None)[0] == 200  # the worker is done with the first one by now
-    os.kill(_workers(agent)[0], signal.SIGKILL)
+    os.kill(workers(agent)[0], signal.SIGKILL)
     time.sleep(0.5)  # noticed by now; if not, a 503 would close the connection
     wait_for(lambda: ask() == 200, what="the next worker answers")
     assert connection.sock is kept
@@ -221,7 +205,7 @@ def test_a_proven_model_that_keeps_crashing_gives_way_to_its_fallback(world, wri
     seen: set[int] = set()
 
     def shot():
-        for pid in set(_workers(agent)) - seen:
+        for pid in set(workers(agent)) - seen:
             if agent.infer(None)[0] == 200:
                 seen.add(pid)
                 os.kill(pid, signal.SIGKILL)
@@ -238,12 +222,12 @@ def test_workers_end_with_an_agent_that_is_killed_even_while_they_hang(world, wr
     _try_second(world, agent, bad, stuck_s_min=600.0)
     asked = threading.Thread(target=agent.infer, args=(None, (bad_models.TRIGGER + 1, 0, 0, 0)))
     asked.start()
-    wait_for(lambda: len(_workers(agent)) == 1, what="the old worker has ended")
-    (pid,) = _workers(agent)
+    wait_for(lambda: len(workers(agent)) == 1, what="the old worker has ended")
+    (pid,) = workers(agent)
     time.sleep(0.2)  # the request is in the model by now; if not, the test is only weaker
     agent.kill()
     asked.join()
-    wait_for(lambda: b"edgekit_runtime.worker" not in _command(pid), what="no orphan")
+    wait_for(lambda: b"edgekit_runtime.worker" not in command(pid), what="no orphan")
 
 
 def test_no_request_fails_and_each_counts_once_while_slots_switch_under_load(world, writer):
@@ -277,7 +261,7 @@ def test_no_request_fails_and_each_counts_once_while_slots_switch_under_load(wor
         thread.join()
     assert failed == []
     _counted_is_answered(world, answered, 0)
-    wait_for(lambda: len(_workers(agent)) == 1, what="old workers have ended")
+    wait_for(lambda: len(workers(agent)) == 1, what="old workers have ended")
 
 
 def test_a_service_manager_is_told_ready_alive_and_stopping(world, writer, tmp_path, monkeypatch):

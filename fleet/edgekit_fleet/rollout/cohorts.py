@@ -2,7 +2,7 @@
 
 The order of devices within a rollout is that of ``sha256(rollout, device)``: the same on every
 manager and after every restart, independent between rollouts, so that no device is always the
-canary.
+canary; alike for rollouts that name the same ``draw``, as those of one group must.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def draw(
         for device, view in views.items()
         if matches(view.labels, spec.eligible) and (target := target_of(view, targets)) is not None
     }
-    fresh = sorted((d for d in eligible if d not in taken), key=lambda d: _rank(spec.name, d))
+    fresh = sorted(
+        (d for d in eligible if d not in taken), key=lambda d: _rank(spec.draw or spec.name, d)
+    )
     if wave.selector is not None:
         selector = wave.selector
         return tuple(d for d in fresh if matches(views[d].labels, selector)), ()

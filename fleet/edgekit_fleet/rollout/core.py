@@ -52,6 +52,8 @@ def deployment(spec: RolloutSpec, release: Release, wave: int) -> Deployment:
         variants=release.variants,
         policy=spec.policy,
         retry_token=spec.retry_token,
+        compose=release.compose,
+        group=spec.group,
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from enum import Enum
+from typing import Any, get_args
 
 import msgspec
 
 from edgekit.contracts import codec
 from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.ids import check_name
-from edgekit.contracts.messages import Policy, check_policy
+from edgekit.contracts.messages import Policy, check_group, check_policy
 
 SPEC_BYTES_MAX = 64 * 1024
 WAVES_MAX = 64
@@ -96,6 +98,8 @@ class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     policy: Policy = Policy()
     abort: tuple[AbortRule, ...] = (AbortRule(percent=20.0),)
     retry_token: str = ""
+    group: tuple[str, ...] = ()  # models that devices change together; each has its own rollout
+    draw: str = ""  # rollouts of the same draw pick the same devices; default: the rollout's name
     hold_s_max: float | None = None
 
 
@@ -105,7 +109,24 @@ def parse(raw: bytes) -> RolloutSpec:
     Raises:
         BadInputError: names the field.
     """
-    return validate(codec.decode(RolloutSpec, raw, what="rollout", bytes_max=SPEC_BYTES_MAX))
+    spec = codec.decode(RolloutSpec, raw, what="rollout", bytes_max=SPEC_BYTES_MAX)
+    _check_names(msgspec.json.decode(raw).get("policy", {}), Policy, "policy")
+    return validate(spec)
+
+
+def _check_names(given: Mapping[str, Any], kind: type[msgspec.Struct], field: str) -> None:
+    """Devices ignore fields they do not know; whoever writes one has misspelt it."""
+    known = {item.name: item.type for item in msgspec.structs.fields(kind)}
+    for name, value in given.items():
+        hint = "fields: " + ", ".join(known)
+        _require(name in known, f"{field}.{name}", "is not known", hint)
+        nested = next((one for one in get_args(known[name]) if _is_struct(one)), None)
+        if nested is not None and isinstance(value, dict):
+            _check_names(value, nested, f"{field}.{name}")
+
+
+def _is_struct(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 def _require(condition: bool, field: str, problem: str, hint: str | None = None) -> None:
@@ -169,6 +190,17 @@ def validate(spec: RolloutSpec) -> RolloutSpec:
     check_name(spec.name, "rollout")
     check_name(spec.release, "release")
     check_policy(spec.policy)
+    for model in spec.group:
+        check_name(model, "rollout: group")
+    if spec.group:
+        check_group(spec.group[0], spec.group)
+        drawn = any(wave.randomised for wave in spec.waves)
+        _require(
+            bool(spec.draw) or not drawn,
+            "draw",
+            "is missing, and the group's rollouts would pick different devices",
+            "give the rollouts of all its models the same draw",
+        )
     _require(1 <= len(spec.waves) <= WAVES_MAX, "waves", f"needs 1-{WAVES_MAX}")
     names = [wave.name for wave in spec.waves]
     _require(len(set(names)) == len(names), "waves", "two have the same name")

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, select, update
 
 from edgekit.contracts import codec
 from edgekit.contracts.errors import BadInputError
-from edgekit.contracts.messages import DeviceConfig, DeviceProfile
+from edgekit.contracts.messages import DeviceConfig, DeviceProfile, check_group
 from edgekit.contracts.verdict import Verdict
 from edgekit_fleet.errors import NotFoundError
 from edgekit_fleet.rollout.model import (
@@ -50,6 +50,8 @@ def create(
             model is still open (two would fight over the same devices).
     """
     release = release_store.get(connection, spec.release)
+    if spec.group:
+        check_group(release.model, spec.group)
     taken = connection.execute(select(rollouts.c.name).where(rollouts.c.name == spec.name)).first()
     if taken is not None:
         raise BadInputError(f"rollout {spec.name}: exists already", hint="choose another name")

@@ -21,7 +21,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 2  # 2: join_tokens
+SCHEMA_VERSION = 3  # 2: join_tokens, 3: shadows
 
 metadata = MetaData()
 
@@ -108,6 +108,24 @@ windows = Table(
     Index("windows_by_model", "model", "digest", "start"),
     Index("windows_by_device", "device_id", "release"),
     Index("windows_by_frame", "device_id", "epoch", "boot", "lane", "seq"),
+)
+
+shadows = Table(
+    "shadows",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("device_id", ForeignKey("devices.id"), nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("release", String(64), nullable=False),
+    Column("digest", String(71), nullable=False),
+    Column("start", Float, nullable=False),
+    Column("end", Float, nullable=False),
+    Column("shadowed", BigInteger, nullable=False),
+    Column("agreed", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
+    Column("nan", BigInteger, nullable=False),
+    Column("dropped", BigInteger, nullable=False),
+    Index("shadows_by_model", "model", "digest"),
 )
 
 events = Table(

@@ -16,6 +16,7 @@ from edgekit.contracts import codec
 from edgekit.contracts.frames import FrameHeader
 from edgekit.contracts.messages import DeviceEvent, Record, SlotEvent, Tombstone, Window
 from edgekit.stats.intervals import IntervalSet
+from edgekit_fleet.store import shadows
 from edgekit_fleet.store.engine import upsert
 from edgekit_fleet.store.schema import counters, devices, events, frames_seen, tombstones, windows
 
@@ -167,6 +168,8 @@ def _add_window(
     }
     keys = ("device_id", "region", "first", "last")
     new = upsert(connection, windows, [row], keys=keys) > 0
+    if new:
+        shadows.add(connection, device_id, window)
     if new and window.n:
         # It overtook, or was overtaken by, the tombstone of its own frame: it is here after all.
         connection.execute(

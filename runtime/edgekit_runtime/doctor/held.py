@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from edgekit.contracts.errors import EdgekitError
 from edgekit.contracts.frames import Lane
-from edgekit.contracts.messages import DeviceEvent, SlotRef, SpoolReport
+from edgekit.contracts.health import SpoolReport
+from edgekit.contracts.messages import DeviceEvent, SlotRef
 from edgekit.contracts.oci import LayoutReader
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.config import AgentConfig

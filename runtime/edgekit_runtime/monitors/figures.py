@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,33 +11,48 @@ import numpy.typing as npt
 from edgekit.stats import histogram
 from edgekit_runtime.guard import Flags
 from edgekit_runtime.record import ModelRecord
-from edgekit_runtime.region import CAPACITY, Kind, Region
+from edgekit_runtime.region import CAPACITY, Kind, Labels, Region
 from edgekit_runtime.serving import Serving
 from edgekit_runtime.verdicts import Lately, Trial
 
 STEPS = 20  # a burn window moves on in so many steps
 _OUTPUT_NAN = int(Flags.OUTPUT_NAN)
 Throttled = Callable[[], bool | None]
+Beside = Callable[[Labels], Sequence[Region]]  # where else a slot counts: applications embed it
+
+
+def _nowhere(_: Labels) -> Sequence[Region]:
+    return ()
 
 
 class Reader:
-    """Reads each record of a region once."""
+    """Reads each record of a slot once: of its worker's region, and of those beside it."""
 
-    def __init__(self, region: Region, *, fresh: bool = True) -> None:
-        """``fresh``: from now on; otherwise with what the ring still holds."""
+    def __init__(self, region: Region, beside: Beside = _nowhere, *, fresh: bool = True) -> None:
+        """``fresh``: from now on; otherwise with what the rings still hold."""
         self.region = region
-        self._position = region.head if fresh else max(0, region.head - CAPACITY)
+        self._beside = beside
+        self._positions: dict[str, int] = {}  # by region
+        for each in self._regions() if fresh else ():
+            self._positions[each.region] = each.head
 
     def move(self, region: Region) -> None:
         """Go on in another region, from now on."""
-        self.region, self._position = region, region.head
+        self.region, self._positions[region.region] = region, region.head
 
     def take(self) -> npt.NDArray[np.void]:
         """What was recorded since the last call; what a power cut took is left out."""
-        head = self.region.settled()
-        first = max(self._position, head - CAPACITY)
-        self._position = max(self._position, head)
-        return self.region.records(first, head)[self.region.intact(first, head)]
+        return np.concatenate([self._new(region) for region in self._regions()])
+
+    def _regions(self) -> list[Region]:
+        return [self.region, *self._beside(self.region.labels)]
+
+    def _new(self, region: Region) -> npt.NDArray[np.void]:
+        head = region.settled()
+        position = self._positions.get(region.region, 0)
+        first = max(position, head - CAPACITY)
+        self._positions[region.region] = max(position, head)
+        return region.records(first, head)[region.intact(first, head)]
 
 
 def _tally(found: npt.NDArray[np.void]) -> tuple[int, int, int]:
@@ -76,6 +91,7 @@ class TrialCounter:
         before: tuple[int, ...] = (),
         before_s: float = 0.0,
         fresh: bool = True,
+        beside: Beside = _nowhere,
     ) -> None:
         """A trial that began at ``started`` (monotonic seconds).
 
@@ -86,8 +102,9 @@ class TrialCounter:
             before: latencies of the bundle that served before.
             before_s: seconds on trial before the last start.
             fresh: False after a restart.
+            beside: where else the slot counts.
         """
-        self._reader = Reader(region, fresh=fresh)
+        self._reader = Reader(region, beside, fresh=fresh)
         self._started, self._before_s = started, before_s
         self._throttled, self._before = throttled, before
         self._n = self._errors = self._nan = self._throttled_n = 0
@@ -135,8 +152,8 @@ class BurnCounter:
     Begins anew with the agent: a burn that outlasts a restart is seen again within its window.
     """
 
-    def __init__(self, region: Region) -> None:
-        self._reader = Reader(region)
+    def __init__(self, region: Region, beside: Beside = _nowhere) -> None:
+        self._reader = Reader(region, beside)
         self._steps: deque[tuple[float, int, int, int]] = deque()  # begun at, n, errors, NaN
 
     @property
@@ -166,7 +183,8 @@ class BurnCounter:
 class Burns:
     """The burn counters of all confirmed bundles whose policy asks for one."""
 
-    def __init__(self) -> None:
+    def __init__(self, beside: Beside = _nowhere) -> None:
+        self._beside = beside
         self._counters: dict[str, BurnCounter] = {}
 
     def read(
@@ -181,6 +199,6 @@ class Burns:
                 continue
             counter = self._counters.get(name)
             if counter is None or counter.region is not live.region:
-                counter = self._counters[name] = BurnCounter(live.region)
+                counter = self._counters[name] = BurnCounter(live.region, self._beside)
             found[name] = counter.read(now, model.policy.burn_window_s)
         return found

@@ -13,10 +13,24 @@ from edgekit_runtime.contract_facts import class_count
 from edgekit_runtime.guard import Flags
 from edgekit_runtime.monitors import rules
 from edgekit_runtime.ports import Loaded
-from edgekit_runtime.region import BROKE, CORRECT, Kind, Labels
+from edgekit_runtime.region import AGREED, BROKE, CORRECT, SHADOW_KINDS, Kind, Labels
 
 OVERFLOW_SUFFIX = "-overflow"  # identity of inferences counted while a ring was full
 _VIOLATION = int(Flags.INPUT_NAN | Flags.INPUT_RANGE | Flags.INPUT_AGE)
+
+
+def shadow_labels(model: str, ref: SlotRef, slot: str) -> Labels:
+    """Labels of the region that counts what ``ref``, a candidate, makes of live inputs."""
+    return Labels(
+        model=model,
+        digest=ref.digest,
+        version=ref.version,
+        slot=slot,
+        release=ref.release,
+        rollout=ref.rollout,
+        wave=ref.wave,
+        shadow=True,
+    )
 
 
 def labels_for(model: str, ref: SlotRef, slot: str, loaded: Loaded) -> Labels:
@@ -54,9 +68,10 @@ def aggregate(
 ) -> Window:
     """The window of ``records``, which lie at positions ``[first, first + len(records))``.
 
-    Records that are not intact (lost to a power cut) are counted in ``n`` and nowhere else.
+    Records that are not intact (lost to a power cut) are counted in ``n`` and nowhere else; of a
+    candidate's shadow they are not inferences, and not counted at all.
     """
-    lost = int(np.count_nonzero(~intact))
+    lost = 0 if labels.shadow else int(np.count_nonzero(~intact))
     good = records[intact]
     kinds, flags = good["kind"], good["flags"]
     predictions = kinds == Kind.PREDICTION
@@ -64,8 +79,9 @@ def aggregate(
     feedback = kinds == Kind.FEEDBACK
     refused = kinds == Kind.REJECTED
     violated = np.count_nonzero(predictions & ((flags & _VIOLATION) != 0))
+    shadows = np.isin(kinds, SHADOW_KINDS)
     inputs = good[predictions | refused]
-    answered = good[predictions]
+    answered = good[predictions | (kinds == Kind.SHADOW)]
     return Window(
         model=labels.model,
         digest=labels.digest,
@@ -78,7 +94,7 @@ def aggregate(
         end=now,
         n=int(np.count_nonzero(predictions)) + errors + lost,
         errors=errors,
-        nan=int(np.count_nonzero(predictions & ((flags & Flags.OUTPUT_NAN) != 0))),
+        nan=int(np.count_nonzero((predictions | shadows) & ((flags & Flags.OUTPUT_NAN) != 0))),
         violations=int(violated) + int(np.count_nonzero(refused)),
         latency=tuple(int(v) for v in histogram.count(answered["latency_us"].astype(float))),
         violated=rules.count(
@@ -89,6 +105,10 @@ def aggregate(
         sums=_sums(labels, answered),
         labelled=int(np.count_nonzero(feedback)),
         correct=int(np.count_nonzero(feedback & ((flags & CORRECT) != 0))),
+        shadowed=int(np.count_nonzero(shadows)),
+        agreed=int(np.count_nonzero(shadows & ((flags & AGREED) != 0))),
+        shadow_errors=int(np.count_nonzero(kinds == Kind.SHADOW_ERROR)),
+        shadow_dropped=int(good["cls"][shadows].clip(min=0).sum()),
         clock=clock,
         region=region,
         first=first,

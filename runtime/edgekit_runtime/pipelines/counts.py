@@ -25,7 +25,7 @@ from time import monotonic, sleep
 import msgspec
 
 from edgekit.contracts.errors import UnavailableError, translate_os_errors
-from edgekit.contracts.messages import PipelineReport
+from edgekit.contracts.health import PipelineReport
 from edgekit_runtime.pipelines.spec import SINKS_MAX, PipelineSpec
 from edgekit_runtime.ports import Disk
 

@@ -21,7 +21,8 @@ from time import monotonic
 
 import msgspec
 
-from edgekit.contracts.messages import DeviceEvent, PipelineReport
+from edgekit.contracts.health import PipelineReport
+from edgekit.contracts.messages import DeviceEvent
 from edgekit_runtime import supervision
 from edgekit_runtime.pipelines import counts
 from edgekit_runtime.pipelines.counts import Figures

@@ -21,8 +21,9 @@ import msgspec
 from edgekit.contracts import frames
 from edgekit.contracts.errors import BadInputError, ResourceError
 from edgekit.contracts.frames import Lane
+from edgekit.contracts.health import SpoolReport
 from edgekit.contracts.limits import FRAME_BYTES_MAX, FRAME_RECORDS_MAX
-from edgekit.contracts.messages import Ack, Record, SpoolReport, Tombstone
+from edgekit.contracts.messages import Ack, Record, Tombstone
 from edgekit_runtime.ports import Clock, Disk
 from edgekit_runtime.spool.cursor import Cursor, Eviction
 from edgekit_runtime.spool.index import Frame, Index, Position

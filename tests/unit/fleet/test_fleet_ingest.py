@@ -343,3 +343,15 @@ def test_frame_lanes_beyond_the_protocol_are_refused(bench: Bench) -> None:
     assert bench.live(frames.encode(epoch=1, boot=1, lane=9, seq=0, records=[m.window()])) == []
     assert bench.live(m.counting_frame(0, epoch=2**60)) == []
     assert bench.counted.frames_damaged == 2
+
+
+def test_figures_of_a_shadow_are_stored_once_and_are_no_inferences(bench: Bench) -> None:
+    shadow = {"n": 0, "errors": 0, "labelled": 0, "correct": 0, "nan": 2}
+    shadow |= {"shadowed": 40, "agreed": 37, "shadow_errors": 1, "shadow_dropped": 5}
+    window = m.window(**shadow, region="s", first=0, last=40)
+    bench.live(m.frame(0, window), m.frame(1, window))
+    assert bench.counted.totals.n == 0
+    (found,) = bench.queries.shadow(window.model)
+    assert (found.devices, found.digest) == (1, window.digest)
+    assert (found.shadowed, found.agreed, found.errors) == (40, 37, 1)
+    assert (found.nan, found.dropped) == (2, 5)

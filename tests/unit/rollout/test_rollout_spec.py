@@ -67,3 +67,23 @@ def test_bad_waves_are_refused_by_name(waves, field):
 def test_bad_thresholds_are_refused(extra):
     with pytest.raises(BadInputError):
         parse([{"name": "a", "percent": 100}], **extra)
+
+
+def test_rollouts_of_a_group_draw_the_same_devices():
+    wave = [{"name": "all", "percent": 100}]
+    assert parse(wave, group=["a", "b"], draw="both").group == ("a", "b")
+    with pytest.raises(BadInputError, match="draw"):
+        parse(wave, group=["a", "b"])
+    with pytest.raises(BadInputError, match="group"):
+        parse(wave, group=["a"], draw="both")
+
+
+def test_a_shadow_is_asked_for_in_the_policy_and_checked():
+    wave = [{"name": "all", "percent": 100}]
+    policy = {"shadow": {"share": 0.2, "agreement_min": 0.97, "mode": "replay"}}
+    assert parse(wave, policy=policy).policy.shadow.agreement_min == 0.97
+    with pytest.raises(BadInputError, match=r"policy\.shadow\.agreement_mn"):
+        parse(wave, policy={"shadow": {"agreement_mn": 0.97}})
+    policy["shadow"]["share"] = 2.0
+    with pytest.raises(BadInputError, match=r"policy\.shadow\.share"):
+        parse(wave, policy=policy)

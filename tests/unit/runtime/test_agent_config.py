@@ -35,6 +35,12 @@ def test_load_reads_defaults_and_environment(tmp_path):
         (GOOD + "[brocker]\nport = 1\n", "brocker"),
         (GOOD + "[broker]\nport = 70000\n", "port 70000"),
         (GOOD + "[serve]\nport = 0\n", "port 0"),
+        (GOOD + "[serve]\nsessions_max = -1\n", "sessions_max -1"),
+        (GOOD + "[serve]\nsessions_max = 0\nworkers = false\n", "nothing could hold a model"),
+        (
+            GOOD + '[serve]\nworkers = false\n[containers]\nengine = "unix:///x"\n',
+            "images run in workers",
+        ),
         (GOOD + "[spool]\nbytes_max = 10\n", "bytes_max 10"),
         (GOOD + '[containers]\nengine = "docker"\n', "neither unix"),
         (GOOD + f'[serve]\nsocket = "/tmp/{"x" * 120}"\n', "socket path"),

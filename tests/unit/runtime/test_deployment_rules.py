@@ -124,6 +124,22 @@ def test_plan_reverts_when_every_try_was_spent():
     assert isinstance(step, steps.Revert)
 
 
+@pytest.mark.parametrize(
+    ("tries", "confirmed", "expected"),
+    [
+        (2, False, [steps.SpendTry("m")]),
+        (0, False, [steps.Revert("m", "crash loop: every try to run it was spent, at last died")]),
+        (0, True, []),
+    ],
+)
+def test_plan_charges_the_bundle_on_trial_for_an_application_that_died(tries, confirmed, expected):
+    state = SlotState.CONFIRMED if confirmed else SlotState.TRIAL
+    record = _record(state=state, active=_ref(V2), tries=tries, confirmed=confirmed)
+    lost = {"m": Ended(Ending(EndKind.CRASH, "died"))}
+    facts = Facts(targets=("t",), loaded={"m": V2}, lost=lost)
+    assert list(plan(record, None, facts)) == expected
+
+
 def test_plan_spends_no_try_after_an_orderly_stop_nor_for_what_is_proven():
     trial = _record(state=SlotState.TRIAL, active=_ref(V2))
     proven = _record(state=SlotState.CONFIRMED, active=_ref(V2), confirmed=True, tries=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,7 +27,8 @@ ORDER = wire.Order(
 
 
 class Answers:
-    seen = None
+    seen = answered = None
+    splitting = SimpleNamespace(elsewhere=lambda request, _route: request.body == b"b")
 
     def __init__(self, body: bytes) -> None:
         self.body = body
@@ -162,3 +164,25 @@ def test_a_client_that_goes_away_is_told_of(worker):
     worker.client(4).close()
     frame = worker.hears()
     assert (frame.kind, wire.read_handed(frame)[0]) == (FrameKind.GONE, 4)
+
+
+def test_a_request_of_the_other_arm_goes_back_once(worker):
+    others = ASK[:-1] + b"b"
+    client = worker.client(6, others + ASK)
+    frame = worker.hears()
+    assert (frame.kind, frame.body) == (FrameKind.BACK, others + ASK)
+    assert wire.is_other(frame)
+    near, far = socket.socketpair()
+    near.settimeout(30)
+    taken = wire.handed(
+        FrameKind.TAKE, 6, frame.body, ended=False, other=True, descriptor=far.fileno()
+    )
+    worker.channel.send(taken)  # the other arm said so: it is answered, and the next one looked at
+    far.close()
+    answers = b""
+    while answers.count(b"HTTP/1.1 200") < 2:
+        answers += near.recv(65536)
+    near.sendall(others)
+    assert worker.back() == (6, others)
+    near.close()
+    client.close()
