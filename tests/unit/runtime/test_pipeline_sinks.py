@@ -1,4 +1,4 @@
-"""How sinks end: what was delivered, and what was given up and counted."""
+"""How sinks end an answer: files, webhooks, and the queue in front of them."""
 
 from __future__ import annotations
 
@@ -146,6 +146,3 @@ def test_webhooks_ask_again_only_where_that_may_help(tmp_path):
         hook.close()
     with pytest.raises(UnavailableError):
         caller.deliver(_line("b"))
-
-
-# --- folder --------------------------------------------------------------------------------------
