@@ -85,7 +85,8 @@ def test_a_shadow_is_forgotten_when_something_else_is_wanted(story):
     assert device.model.state is SlotState.TRIAL
 
 
-def test_after_every_power_cut_a_shadow_goes_on_and_judges_the_same(story, tmp_path):
+@pytest.mark.parametrize("agreed", [True, False])
+def test_after_every_power_cut_a_shadow_goes_on_and_judges_the_same(story, tmp_path, agreed):
     root, digests, state = story
 
     def tell(folder, disk, agreed: bool) -> None:
@@ -96,23 +97,23 @@ def test_after_every_power_cut_a_shadow_goes_on_and_judges_the_same(story, tmp_p
         _shown(device, 5, agreed=agreed)
         device.counting.drain()
 
-    for agreed, serves in ((True, digests[1]), (False, digests[0])):
-        dry = FaultyDisk()
-        tell(tmp_path / f"dry-{agreed}", dry, agreed)
-        for crash_at in range(dry.operations):
-            folder = tmp_path / f"{agreed}-{crash_at}"
-            with pytest.raises(PowerCut):
-                tell(folder, FaultyDisk(crash_at=crash_at, seed=crash_at), agreed)
-            device = Device(folder, None, PosixDisk())
-            device.settle()  # offline
-            assert device.serving.live.ref.digest in {digests[0], serves}, crash_at
-            if crash_at % ONLINE_EVERY:
-                continue
-            online = Device(folder, root, PosixDisk())
-            online.settle()
-            online.deploy(2, digests[1], "v2", POLICY_SHADOW)  # the retained one, again
-            if online.model.state is SlotState.SHADOW:
-                _shown(online, 5, agreed=agreed)
-            assert online.serving.live.ref.digest == serves, crash_at
-            assert (digests[1] in online.model.failed) is not agreed, crash_at
-            assert online.counting.produced() == 3, crash_at  # samples are no inferences
+    serves = digests[1] if agreed else digests[0]
+    dry = FaultyDisk()
+    tell(tmp_path / f"dry-{agreed}", dry, agreed)
+    for crash_at in range(dry.operations):
+        folder = tmp_path / f"{agreed}-{crash_at}"
+        with pytest.raises(PowerCut):
+            tell(folder, FaultyDisk(crash_at=crash_at, seed=crash_at), agreed)
+        device = Device(folder, None, PosixDisk())
+        device.settle()  # offline
+        assert device.serving.live.ref.digest in {digests[0], serves}, crash_at
+        if crash_at % ONLINE_EVERY:
+            continue
+        online = Device(folder, root, PosixDisk())
+        online.settle()
+        online.deploy(2, digests[1], "v2", POLICY_SHADOW)  # the retained one, again
+        if online.model.state is SlotState.SHADOW:
+            _shown(online, 5, agreed=agreed)
+        assert online.serving.live.ref.digest == serves, crash_at
+        assert (digests[1] in online.model.failed) is not agreed, crash_at
+        assert online.counting.produced() == 3, crash_at  # samples are no inferences
