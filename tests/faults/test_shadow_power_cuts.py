@@ -54,7 +54,7 @@ def _shown(device, count: int, *, agreed: bool) -> None:
 def test_samples_stop_while_the_device_is_hot_or_low_and_the_reason_is_told(story):
     root, digests, state = story
     now = Readings()
-    device = Device(state, root, PosixDisk(), lambda: now)
+    device = Device(state, root, PosixDisk(), readings=lambda: now)
     device.settle()
     device.deploy(2, digests[1], "v2", POLICY_SHADOW)
     assert device.model.state is SlotState.SHADOW

@@ -113,6 +113,7 @@ class Spool:
                     f"spool: {self._limits.bytes_max} bytes are full of more important records",
                     hint="connect the device or give [spool] bytes_max more room",
                 )
+            raw, header = self._frame(lane, records)  # the tombstone may have got its number
         while True:
             try:
                 self._write(raw, header, records, sync=sync or lane is Lane.AUDIT)
@@ -121,6 +122,7 @@ class Spool:
                 # The disk is full before our own bound: make room, or let the caller keep it.
                 if not self._evict_one(lane):
                     raise
+                raw, header = self._frame(lane, records)
         return header.epoch, header.boot, header.seq
 
     def flush(self) -> None:
