@@ -47,7 +47,9 @@ class InlineJobs:
 
 
 class Device:
-    def __init__(self, root, layout, disk, applications=None, readings=Readings) -> None:
+    def __init__(
+        self, root, layout, disk, applications=None, readings=Readings, workers=True
+    ) -> None:
         """``layout`` None: there is no artifact server."""
         clock = SystemClock()
         self.spool = Spool.open(disk, root / "spool", clock)
@@ -67,6 +69,7 @@ class Device:
                 serving_changed=lambda _serving: None,
                 applications=applications,
                 readings=readings,
+                workers=workers,
             )
         )
 

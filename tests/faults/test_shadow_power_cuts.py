@@ -71,6 +71,16 @@ def test_samples_stop_while_the_device_is_hot_or_low_and_the_reason_is_told(stor
     assert device.serving.live.ref.digest == digests[0]
 
 
+def test_where_applications_alone_answer_a_shadow_is_refused_and_why(story):
+    root, digests, state = story
+    device = Device(state, root, PosixDisk(), workers=False)
+    device.settle()
+    device.deploy(2, digests[1], "v2", POLICY_SHADOW)
+    assert device.model.state is SlotState.ROLLED_BACK
+    assert device.model.active.digest == digests[0]
+    assert "no worker answers here" in device.model.failed[digests[1]].reason
+
+
 def test_a_shadow_is_forgotten_when_something_else_is_wanted(story):
     root, digests, state = story
     device = Device(state, root, PosixDisk())
