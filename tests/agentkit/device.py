@@ -48,7 +48,7 @@ class InlineJobs:
 
 class Device:
     def __init__(
-        self, root, layout, disk, applications=None, readings=Readings, workers=True
+        self, root, layout, disk, *, applications=None, readings=Readings, workers=True
     ) -> None:
         """``layout`` None: there is no artifact server."""
         clock = SystemClock()
