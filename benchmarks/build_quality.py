@@ -93,7 +93,9 @@ def _ours(
         reader = LayoutReader(folder / "out")
         manifest = reader.manifest(variant.digest)
         raw = reader.read_blob(manifest.config.digest, bytes_max=1 << 20)
-        for entry in codec.decode(bundle.BundleManifest, raw, what="bundle").files:
+        built = codec.decode(bundle.BundleManifest, raw, what="bundle")
+        (place / "options.json").write_text(json.dumps(built.engine_options))
+        for entry in built.files:
             if entry.role in {"model", "weights"}:
                 (place / entry.path).write_bytes(
                     reader.read_blob(entry.sha256, bytes_max=entry.size)

@@ -26,7 +26,11 @@ CHUNK = 64
 def _ours(folder: Path, engine: str) -> tuple[Callable[[Feed], Feed], tuple[str, ...]]:
     path = folder / ("model.xml" if engine == "openvino" else "model.onnx")
     weights = path.with_suffix(".bin")
-    model = engines.create(engine).load(path, weights=weights if weights.exists() else None)
+    told = folder / "options.json"  # how the build measured ours
+    options = json.loads(told.read_text()) if told.exists() else {}
+    model = engines.create(engine, options).load(
+        path, weights=weights if weights.exists() else None
+    )
     return model.run, model.input_names
 
 

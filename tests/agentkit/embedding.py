@@ -27,7 +27,7 @@ class Host:
             self.loop, sessions_max=sessions_max, threads=1, woken=lambda: None
         )
         deployer.JobRunner, kept = InlineJobs, deployer.JobRunner
-        self.device = Device(root, layout, PosixDisk(), self.applications)
+        self.device = Device(root, layout, PosixDisk(), applications=self.applications)
         deployer.JobRunner = kept
         self.applications.listen(root)
 
