@@ -12,6 +12,7 @@ from enum import Enum, auto
 
 from edgekit.contracts.messages import Policy, SlotRef
 from edgekit.contracts.shadow import Shadow
+from edgekit_runtime import verdicts
 
 LATENCIES_MIN = 50  # fewer tell no p99
 P99 = 0.99
@@ -62,7 +63,7 @@ def judge(policy: Policy, agreement_min: float | None, seen: Beside) -> tuple[Ru
     asked = policy.shadow or policy.split
     if asked is None:
         return Ruling.PASS, ""  # it was, and is not any more
-    reason = _unfit(policy, seen)
+    reason = verdicts.rates(policy, seen.n, seen.errors, seen.nan, enough=asked.inferences_min)
     if policy.shadow is not None and not reason:
         # Beyond help once even agreement in all that is still to come would not reach the share.
         limit = 1.0 if agreement_min is None else agreement_min
@@ -79,18 +80,6 @@ def judge(policy: Policy, agreement_min: float | None, seen: Beside) -> tuple[Ru
         return (Ruling.PASS if seen.seconds >= asked.seconds_min else Ruling.WAIT), ""
     late = seen.seconds >= asked.unproven_after_s
     return (Ruling.UNPROVEN if late else Ruling.WAIT), ""
-
-
-def _unfit(policy: Policy, seen: Beside) -> str:
-    if seen.n < policy.error_min_n:
-        return ""
-    for what, count, limit in (
-        ("error", seen.errors, policy.error_rate_max),
-        ("NaN", seen.nan, policy.nan_rate_max),
-    ):
-        if count / seen.n > limit:
-            return f"{what} rate {count / seen.n:.4f} over {seen.n}, allowed {limit:g}"
-    return ""
 
 
 def suspended(shadow: Shadow, readings: Readings, before: float | None, now: float | None) -> str:

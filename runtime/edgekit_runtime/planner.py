@@ -348,7 +348,7 @@ def _stand_beside(
 
 def _judge(name: str, model: ModelRecord, trial: Trial) -> list[Step]:
     policy = model.policy
-    enough = trial.n >= policy.confirm_inferences_min
+    enough = trial.n >= policy.confirm_inferences_min and verdicts.measured(policy, trial)
     if enough and trial.seconds >= policy.confirm_s_min:
         return [steps.Confirm(name)]
     if not enough and trial.seconds >= policy.unproven_after_s and not model.unproven:

@@ -1,7 +1,8 @@
 """Why a bundle must go: what was counted on trial, or lately, against its policy. Pure.
 
 A rate is judged from ``error_min_n`` inferences on, a latency from ``latency_min_n``; only what is
-certainly above a limit counts, never a figure that the width of a bucket could explain.
+certainly above a limit counts, never a figure that the width of a bucket could explain. A limit
+that was not judged yet keeps a bundle from being confirmed (`measured`).
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Lately:
 
 def unfit(policy: Policy, trial: Trial) -> str:
     """Why the bundle on trial must go; empty when there is no reason."""
-    return _rates(policy, trial) or _latency(policy, trial)
+    enough = policy.confirm_inferences_min
+    failing = rates(policy, trial.n, trial.errors, trial.nan, enough=enough)
+    return failing or _latency(policy, trial)
 
 
 def burns(policy: Policy, lately: Lately) -> str:
@@ -61,16 +64,32 @@ def burns(policy: Policy, lately: Lately) -> str:
     )
 
 
-def _rates(policy: Policy, trial: Trial) -> str:
-    if trial.n < policy.error_min_n:
+def rates(policy: Policy, n: int, errors: int, nan: int, *, enough: int) -> str:
+    """Why too many of ``n`` inferences failed; empty when there is no reason.
+
+    Judged from ``error_min_n`` on, or from ``enough``: as many as let a bundle pass. What passes
+    has been judged.
+    """
+    if n < min(policy.error_min_n, enough):
         return ""
     for what, count, limit in (
-        ("error", trial.errors, policy.error_rate_max),
-        ("NaN", trial.nan, policy.nan_rate_max),
+        ("error", errors, policy.error_rate_max),
+        ("NaN", nan, policy.nan_rate_max),
     ):
-        if count / trial.n > limit:
-            return f"{what} rate {count / trial.n:.4f} over {trial.n} inferences, allowed {limit:g}"
+        if count / n > limit:
+            return f"{what} rate {count / n:.4f} over {n} inferences, allowed {limit:g}"
     return ""
+
+
+def measured(policy: Policy, trial: Trial) -> bool:
+    """Whether every limit that the policy declares, and this device can judge, was judged."""
+    compared = policy.latency_ratio_max is not None and _comparable(policy, trial)
+    declared = policy.latency_p99_ms_max is not None or compared
+    return not declared or sum(trial.latency) >= policy.latency_min_n
+
+
+def _comparable(policy: Policy, trial: Trial) -> bool:
+    return sum(trial.before) >= policy.latency_min_n
 
 
 def _latency(policy: Policy, trial: Trial) -> str:
@@ -83,7 +102,7 @@ def _latency(policy: Policy, trial: Trial) -> str:
     if limit_ms is not None and least_ms >= limit_ms:
         return f"latency: p99 at least {least_ms:.4g} ms {over}, allowed {limit_ms:g} ms"
     ratio = policy.latency_ratio_max
-    if ratio is not None and sum(trial.before) >= policy.latency_min_n:
+    if ratio is not None and _comparable(policy, trial):
         _, most_ms = quantile_ms(trial.before, QUANTILE)
         if least_ms > ratio * most_ms:
             return (

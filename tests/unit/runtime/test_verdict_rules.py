@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.contracts.errors import BadInputError
-from edgekit.contracts.messages import Policy, check_policy
+from edgekit.contracts.messages import Policy, SlotRef, check_policy
 from edgekit.contracts.states import SlotState
 from edgekit.stats import histogram
 from edgekit_runtime import steps, verdicts
@@ -22,12 +24,50 @@ from edgekit_runtime.verdicts import Lately, Trial
 
 POLICY = Policy(latency_p99_ms_max=5.0, latency_min_n=10, burn_rate_max=0.1, error_min_n=10)
 
+REF = SlotRef(
+    digest="sha256:" + "1" * 64, version="1", target="t", release="r", rollout="o", wave=0
+)
+
 
 def _latency(**ms: int) -> tuple[int, ...]:
     counts = [0] * histogram.LATENCY_BUCKETS
     for name, number in ms.items():
         counts[histogram.bucket(float(name.removeprefix("ms")) * 1e3)] += number
     return tuple(counts)
+
+
+def test_as_few_as_confirm_a_bundle_are_judged_too():
+    few = Policy(confirm_inferences_min=5, error_min_n=100)
+    assert verdicts.unfit(few, Trial(n=4, errors=4)) == ""
+    assert verdicts.unfit(few, Trial(n=5, errors=1)).startswith("error rate 0.2")
+    assert verdicts.unfit(few, Trial(n=5, nan=1)).startswith("NaN rate")
+    assert verdicts.unfit(Policy(error_min_n=100), Trial(n=99, errors=99)) == ""
+
+
+@pytest.mark.parametrize(
+    ("policy", "trial", "judged"),
+    [
+        (Policy(), Trial(), True),  # no limit is declared
+        (POLICY, Trial(latency=_latency(ms1=9)), False),
+        (POLICY, Trial(latency=_latency(ms1=9), throttled_n=9999), False),
+        (POLICY, Trial(latency=_latency(ms1=10)), True),
+        (Policy(latency_ratio_max=2.0, latency_min_n=10), Trial(), True),  # nothing ran before it
+        (
+            Policy(latency_ratio_max=2.0, latency_min_n=10),
+            Trial(before=_latency(ms1=10), latency=_latency(ms1=9)),
+            False,
+        ),
+    ],
+)
+def test_a_limit_that_was_not_judged_keeps_a_bundle_from_being_confirmed(policy, trial, judged):
+    assert verdicts.measured(policy, trial) is judged
+    policy = msgspec.structs.replace(policy, confirm_inferences_min=1, unproven_after_s=1e5)
+    model = ModelRecord(state=SlotState.TRIAL, active=REF, policy=policy, tries=2)
+    record = DeploymentRecord(gen=1, models={"m": model})
+    for seconds, wanted in ((1e4, ()), (1e6, (steps.MarkUnproven("m"),))):
+        trials = {"m": dataclasses.replace(trial, n=5000, seconds=seconds)}
+        facts = Facts(targets=("t",), loaded={"m": REF.content}, trials=trials)
+        assert plan(record, None, facts) == ((steps.Confirm("m"),) if judged else wanted)
 
 
 @pytest.mark.parametrize(
