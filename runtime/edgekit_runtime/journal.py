@@ -37,9 +37,10 @@ class _Book:
     labelled: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        first = max(0, self.region.head - CAPACITY)
-        records = self.region.records(first, self.region.head)
-        good = self.region.intact(first, self.region.head)
+        head = self.region.head  # once: in a split, another process appends meanwhile
+        first = max(0, head - CAPACITY)
+        records = self.region.records(first, head)
+        good = self.region.intact(first, head)  # read later: what was overwritten is not
         for index in np.flatnonzero(good & (records["request"] != 0)):
             self._note(
                 int(records["kind"][index]), int(records["request"][index]), first + int(index)

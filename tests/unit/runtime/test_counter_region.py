@@ -128,6 +128,24 @@ def test_journal_counts_a_request_id_once_also_across_regions_and_restarts(tmp_p
     assert (first.counted, second.counted) == (1, 2)
 
 
+def test_journal_opens_a_ring_that_another_process_writes_to_meanwhile(tmp_path, monkeypatch):
+    """In a split the other arm goes on answering while this one learns which ids were counted."""
+    region = Region.create(DISK, tmp_path / "1.rgn", _labels())
+    _append(region, CAPACITY)
+    region.advance(CAPACITY, 0)
+    read, appended = Region.records, iter(range(CAPACITY, CAPACITY + 10))
+
+    def records(self, first, last):
+        found = read(self, first, last)
+        _append(self, 1, start=next(appended))
+        return found
+
+    monkeypatch.setattr(Region, "records", records)
+    journal = Journal()
+    journal.add(region)
+    assert [journal.knows(number) for number in (1, CAPACITY, CAPACITY + 1)] == [False, True, False]
+
+
 def test_feedback_joins_the_prediction_once(tmp_path):
     region = Region.create(DISK, tmp_path / "1.rgn", _labels())
     journal = Journal()
