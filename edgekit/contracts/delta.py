@@ -11,8 +11,6 @@ own manifest gives. A wrong delta costs a download, never a wrong model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
 from edgekit.contracts import digest, oci
@@ -29,8 +27,7 @@ BLOCK = "edgekit.delta.block"  # of a layer: bytes of the result in each zstd fr
 REACH = "edgekit.delta.reach"  # of a layer: bytes of the old file on either side of a block
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(msgspec.Struct, frozen=True):
     """One frame of a patch: it yields ``size`` bytes, knowing ``[start, end)`` of the old file."""
 
     size: int
@@ -38,8 +35,7 @@ class Span:
     end: int
 
 
-@dataclass(frozen=True)
-class Patch:
+class Patch(msgspec.Struct, frozen=True):
     """How to make one blob from another."""
 
     blob: Descriptor  # the patch itself

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import BinaryIO
 
 from edgekit.contracts.errors import BadInputError, translate_os_errors
 
@@ -18,23 +17,20 @@ def of_bytes(data: bytes | bytearray | memoryview) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def of_stream(stream: BinaryIO) -> tuple[str, int]:
-    """Digest and length of everything left in ``stream``, read in bounded chunks."""
-    digest, size = hashlib.sha256(), 0
-    while chunk := stream.read(CHUNK_BYTES):
-        digest.update(chunk)
-        size += len(chunk)
-    return "sha256:" + digest.hexdigest(), size
-
-
 def of_file(path: Path) -> tuple[str, int]:
     """Digest and size in bytes of the file at ``path``.
 
     Raises:
         BadInputError: the file cannot be read.
     """
-    with translate_os_errors("read", path), path.open("rb") as stream:
-        return of_stream(stream)
+    digest, size = hashlib.sha256(), 0
+    # One buffer for all: pages that are new for each chunk cost as much as hashing them.
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with translate_os_errors("read", path), path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(buffer[:count])
+            size += count
+    return "sha256:" + digest.hexdigest(), size
 
 
 def parse(text: str) -> str:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 
 import msgspec
@@ -45,8 +44,7 @@ class Lane(IntEnum):
     SAMPLE = 3
 
 
-@dataclass(frozen=True)
-class FrameHeader:
+class FrameHeader(msgspec.Struct, frozen=True):
     """Identity and size of one frame."""
 
     epoch: int

@@ -6,7 +6,6 @@ stored bytes, which are never re-encoded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -124,8 +123,7 @@ def check_manifest(manifest: Manifest, what: str) -> Manifest:
     return manifest
 
 
-@dataclass(frozen=True)
-class LayoutReader:
+class LayoutReader(msgspec.Struct, frozen=True):
     """Read access to an OCI layout folder; every read is verified by digest."""
 
     root: Path

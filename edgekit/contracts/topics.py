@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.ids import SHARDS, check_name
@@ -34,8 +34,7 @@ LEAVES = frozenset(
 FROM_DEVICE = (REPORTED, PRESENCE, EVENT, TELEMETRY_LIVE, TELEMETRY_BACKFILL)
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(msgspec.Struct, frozen=True):
     """Where a device lives on the broker. ``identity`` is its MQTT username."""
 
     tenant: str

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from edgekit.contracts.errors import UnavailableError
 
@@ -13,8 +14,7 @@ class EngineAwayError(UnavailableError):
     """The engine itself does not answer: nothing was learnt about what was asked of it."""
 
 
-@dataclass(frozen=True)
-class ImageFacts:
+class ImageFacts(msgspec.Struct, frozen=True):
     """An image the engine holds."""
 
     id: str
@@ -23,30 +23,27 @@ class ImageFacts:
     tags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class ContainerSpec:
+class ContainerSpec(msgspec.Struct, frozen=True):
     """A container that sees nothing but its image and ``mounts``: no network, no rights."""
 
     image: str
     command: tuple[str, ...]
     name: str
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
     user: str | None = None  # None: the image's
-    mounts: Mapping[str, str] = field(default_factory=dict)  # folder here -> folder inside
-    environment: Mapping[str, str] = field(default_factory=dict)
+    mounts: Mapping[str, str] = msgspec.field(default_factory=dict)  # folder here -> folder inside
+    environment: Mapping[str, str] = msgspec.field(default_factory=dict)
     memory_bytes_max: int = 0  # 0: no limit
 
 
-@dataclass(frozen=True)
-class Exit:
+class Exit(msgspec.Struct, frozen=True):
     """How a container ended."""
 
     code: int  # 128 + N: ended by signal N
     out_of_memory: bool = False
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True):
     """One line of what the engine does: about which layer, and how far it is."""
 
     subject: str

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 
-@dataclass(frozen=True)
-class Bins:
+class Bins(msgspec.Struct, frozen=True):
     """Half-open bins ``[edges[i], edges[i+1])`` with an under- and an overflow bin and one for NaN.
 
     Counts therefore have ``len(edges) + 2`` entries: under, the inner bins, over, NaN.

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -53,8 +53,7 @@ def spent(confidence: float, look: int) -> float:
     return 1.0 - (1.0 - confidence) * _FIRST_LOOK * left
 
 
-@dataclass(frozen=True)
-class Drop:
+class Drop(msgspec.Struct, frozen=True):
     """Quality lost by the variant: positive is worse. ``upper`` holds at the asked confidence."""
 
     estimate: float

@@ -13,10 +13,10 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -45,8 +45,7 @@ def _mean(sums: Array) -> Array:
     return sums[..., 0]
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(msgspec.Struct, frozen=True):
     """One metric. ``aggregate`` maps means of score rows, shape (…, k), to values, shape (…)."""
 
     name: str

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 
 
 def main() -> None:
-    """Run the command line; for ``run``, a worker loads its engine while the agent imports."""
-    if sys.argv[1:2] == ["run"] and "--help" not in sys.argv:
-        from edgekit_runtime import prestart  # noqa: PLC0415 - before anything slow
-
-        prestart.start_ahead()
+    """Run the command line."""
+    # numpy's BLAS starts a thread for each core, which spins: agent and worker would keep each
+    # other from starting. Neither multiplies matrices outside the engine.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if sys.argv[1:3] == ["run", "--config"] and len(sys.argv) == 4:
+        gc.disable()  # until all is imported: next to nothing of it is garbage
         # As service files have it; spared is what parses all the other ways of saying it.
         from pathlib import Path  # noqa: PLC0415
 

@@ -11,7 +11,6 @@ import os
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -54,8 +53,7 @@ WINDOW_S_MIN = 0.2
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Parts:
+class Parts(msgspec.Struct, frozen=True):
     """Everything the agent is made of; built by `edgekit_runtime.wiring`."""
 
     clock: Clock

@@ -1,11 +1,23 @@
-"""What begins before the agent has imported itself: the host of its workers, and the first load."""
+"""What begins before the agent has imported itself: the host of its workers, and the first load.
+
+A device serves again as soon after a power cut as its cores allow. The agent imports what it has in
+common with a worker, while a thread verifies the bundle that was active; then it forks the worker,
+which goes on to import the engine and to load the model while the agent imports the rest of itself.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from edgekit_runtime import prestart
+from edgekit.contracts.errors import EdgekitError
+from edgekit.contracts.messages import SlotRef
+from edgekit.contracts.oci import LayoutReader
+from edgekit_runtime import bundles
+from edgekit_runtime.bundles import Bundle
 from edgekit_runtime.config import AgentConfig
 from edgekit_runtime.ports import Disk
 from edgekit_runtime.record import NAME as RECORD
@@ -17,6 +29,7 @@ if TYPE_CHECKING:
     from edgekit_runtime.containers.launcher import ContainerLauncher
     from edgekit_runtime.containers.slots import ImageSlots
 
+TURN_S = 5e-4  # between the threads of a start: one imports, one hashes in short pieces
 BODIES_MAX = 4  # largest bodies held at once; small ones by the thousand
 
 
@@ -40,11 +53,32 @@ def host(config: AgentConfig, disk: Disk) -> Hosting:
     record = TwoCopy(disk, state, RECORD, DeploymentRecord).peek().value
     for name, model in record.models.items() if record is not None and config.serve.workers else ():
         if model.active is not None and model.active.image is None:
-            # The engine's library and the model load while the agent imports and reads its spool.
-            workers.load_ahead(name, model.active, model.policy)
+            opened = _opened(state, name, model.active)
+            workers.load_ahead(name, model.active, model.policy, opened)
             break
-    prestart.discard()
     return Hosting(workers, images)
+
+
+def _opened(state: Path, name: str, ref: SlotRef) -> Bundle | None:
+    """The bundle, verified while this thread imports; None when a worker is to say what is wrong.
+
+    Hashing does not need the interpreter. The thread has ended on return.
+    """
+    found: list[Bundle] = []
+
+    def verify() -> None:
+        with contextlib.suppress(EdgekitError, MemoryError):
+            found.append(bundles.open_promised(LayoutReader(state), name, ref))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(TURN_S)
+    thread = threading.Thread(target=verify)
+    thread.start()
+    import edgekit_runtime.region  # noqa: F401, PLC0415 - and numpy with it
+
+    thread.join()
+    sys.setswitchinterval(before)
+    return found[0] if found else None
 
 
 def _limits(config: AgentConfig) -> WorkerLimits:

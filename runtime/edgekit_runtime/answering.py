@@ -17,9 +17,9 @@ from edgekit_runtime.errors import NotServingError
 from edgekit_runtime.guard import Flags
 from edgekit_runtime.http1 import HttpError, Reply, Request
 from edgekit_runtime.journal import hash_id
+from edgekit_runtime.kinds import Kind
 from edgekit_runtime.oip import Route
 from edgekit_runtime.ports import Array
-from edgekit_runtime.region import Kind
 from edgekit_runtime.replies import check_version, failed, only
 from edgekit_runtime.samples import Sample
 from edgekit_runtime.session import Session

@@ -7,8 +7,9 @@ the requests, and is judged like a bundle on trial. Too little traffic is said, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
+
+import msgspec
 
 from edgekit.contracts.messages import Policy, SlotRef
 from edgekit.contracts.shadow import Shadow
@@ -18,8 +19,7 @@ LATENCIES_MIN = 50  # fewer tell no p99
 P99 = 0.99
 
 
-@dataclass(frozen=True)
-class Beside:
+class Beside(msgspec.Struct, frozen=True):
     """What a candidate has shown beside what serves."""
 
     n: int = 0  # samples it was given, or requests it answered
@@ -30,8 +30,7 @@ class Beside:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class Readings:
+class Readings(msgspec.Struct, frozen=True):
     """How the device is; None: it does not tell."""
 
     throttled: bool | None = None  # its clock is lowered for heat or supply

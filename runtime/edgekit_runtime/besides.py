@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 
@@ -17,12 +17,13 @@ from edgekit_runtime.counting import ShadowCounter
 from edgekit_runtime.deployment import Deployment, Environment
 from edgekit_runtime.hosted import Hosted
 from edgekit_runtime.jobs import Done, JobRunner
+from edgekit_runtime.kinds import Kind
 from edgekit_runtime.machine import Event
 from edgekit_runtime.monitors.windows import labels_for, shadow_labels
 from edgekit_runtime.ports import Loaded, Replay
 from edgekit_runtime.preparation import Preparation
 from edgekit_runtime.record import BesideRecord, DeploymentRecord, ModelRecord, other_slot
-from edgekit_runtime.region import Kind, Region
+from edgekit_runtime.region import Region
 from edgekit_runtime.samples import Buffer
 from edgekit_runtime.serving import Companion, Live
 
@@ -102,7 +103,7 @@ class Besides:
         )
         if shadow is not None and shadow.mode is ShadowMode.REPLAY:
             self._preparing.drop(model)
-            companion = replace(companion, live=None, buffer=_empty_buffer(shadow))
+            companion = msgspec.structs.replace(companion, live=None, buffer=_empty_buffer(shadow))
         now = self._env.clock.monotonic()
         counter = ShadowCounter(region, asked.position, now, asked.seconds)
         self._standing[name] = _Standing(counter, companion, share)
@@ -153,7 +154,7 @@ class Besides:
 
     def _share(self, name: str, standing: _Standing, share: float) -> None:
         if standing.companion.share != share:
-            standing.companion = replace(standing.companion, share=share)
+            standing.companion = msgspec.structs.replace(standing.companion, share=share)
             self._hosted.serving(name).accompany(standing.companion)
 
     def replay(self, name: str) -> None:
@@ -185,7 +186,9 @@ class Besides:
                 log.warning("%s: replayed later: %s", name, done.error.message)
                 self._preparing.pause(candidate)
                 return
-            fresh = replace(companion, share=standing.share, buffer=_empty_buffer(shadow))
+            fresh = msgspec.structs.replace(
+                companion, share=standing.share, buffer=_empty_buffer(shadow)
+            )
             standing.companion = fresh
             self._hosted.serving(name).accompany(fresh)
 

@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from enum import IntEnum
 
-from edgekit_runtime.region import Kind
+from edgekit_runtime.kinds import Kind
 
 # Seconds. From a small model on a fast core to a large one on a slow board.
 EDGES_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)

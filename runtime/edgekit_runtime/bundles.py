@@ -5,40 +5,30 @@ Every blob is read again and hashed before it is used.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+import msgspec
 
 from edgekit.contracts import bundle, codec, contract, digest, reference
 from edgekit.contracts.bundle import BundleFile, BundleManifest, Role
 from edgekit.contracts.contract import Contract
-from edgekit.contracts.errors import BadInputError, translate_os_errors
-from edgekit.contracts.golden import INPUT_PREFIX, OUTPUT_PREFIX, Tolerance
+from edgekit.contracts.errors import BadInputError
+from edgekit.contracts.golden import Tolerance
 from edgekit.contracts.limits import DOCUMENT_BYTES_MAX
+from edgekit.contracts.messages import SlotRef
 from edgekit.contracts.oci import Descriptor, LayoutReader
 from edgekit.contracts.reference import Reference
 from edgekit.contracts.shadow import Expectation
-from edgekit.stats import probes
+from edgekit_runtime import versions
 from edgekit_runtime.errors import UnsuitableError
-from edgekit_runtime.ports import Array
 
-GOLDEN_BYTES_MAX = 64 * 1024 * 1024  # 64 inputs of a megapixel image; more would stall activation
-
-
-@dataclass(frozen=True)
-class GoldenSet:
-    """Inputs, the outputs this variant must reproduce, and how exactly."""
-
-    inputs: Mapping[str, Array]
-    outputs: Mapping[str, Array]
-    tolerance: Tolerance
+if TYPE_CHECKING:
+    from edgekit_runtime.golden import GoldenSet
 
 
-@dataclass(frozen=True)
-class Bundle:
+class Bundle(msgspec.Struct, frozen=True):
     """A verified bundle."""
 
     digest: str
@@ -46,8 +36,8 @@ class Bundle:
     contract: Contract
     model_path: Path
     weights_path: Path | None = None
-    golden: GoldenSet | None = field(repr=False, default=None)
-    reference: Reference | None = field(repr=False, default=None)  # by whose bins is counted
+    golden: GoldenSet | None = None
+    reference: Reference | None = None  # by whose bins is counted
     expectation: Expectation | None = None  # of its agreement with the original
 
 
@@ -93,49 +83,40 @@ def open_bundle(blobs: LayoutReader, manifest_digest: str) -> Bundle:
     )
 
 
+def open_promised(blobs: LayoutReader, model: str, ref: SlotRef) -> Bundle:
+    """`open_bundle` of ``ref``, when it is what that promises.
+
+    Raises:
+        BadInputError: a blob is missing or altered, a document malformed.
+        UnsuitableError: another model or target.
+    """
+    found = open_bundle(blobs, ref.digest)
+    manifest = found.manifest
+    if manifest.model != model or manifest.target != ref.target:
+        raise UnsuitableError(
+            f"bundle {digest.short(ref.digest)} is {manifest.model} for {manifest.target}, "
+            f"not {model} for {ref.target}"
+        )
+    return found
+
+
 def check_engine(manifest: BundleManifest, engine: str, version: str) -> None:
     """Return when the engine fits the bundle.
 
     Raises:
         UnsuitableError: another engine, or a version outside the range the bundle was built for.
     """
-    from packaging.specifiers import InvalidSpecifier, SpecifierSet  # noqa: PLC0415 - slow
-    from packaging.version import InvalidVersion, Version  # noqa: PLC0415 - slow
-
     name = f"bundle {manifest.model} {manifest.version}"
     try:
-        fits = manifest.engine == engine and Version(version) in SpecifierSet(
-            manifest.engine_versions, prereleases=True
-        )
-    except (InvalidSpecifier, InvalidVersion) as exc:
-        raise UnsuitableError(f"{name}: engine_versions: {exc}") from exc
+        fits = manifest.engine == engine and versions.satisfies(version, manifest.engine_versions)
+    except BadInputError as exc:
+        raise UnsuitableError(f"{name}: engine_versions: {exc.message}") from exc
     if not fits:
         raise UnsuitableError(
             f"{name}: needs {manifest.engine} {manifest.engine_versions}, "
             f"this is {engine} {version}",
             hint="build the bundle for this engine version or update the engine",
         )
-
-
-def load_npz(source: Path | bytes, what: str) -> dict[str, Array]:
-    """All arrays of an ``.npz``; pickled objects are refused.
-
-    Raises:
-        BadInputError: missing, not an npz, or it holds Python objects.
-    """
-    from zipfile import BadZipFile  # noqa: PLC0415 - numpy imports it only now, too
-
-    stream = io.BytesIO(source) if isinstance(source, bytes) else source
-    try:
-        with (
-            translate_os_errors("read", what),
-            np.load(stream, allow_pickle=False) as archive,
-        ):
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise BadInputError(f"{what}: a single array, not an .npz archive")
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, BadZipFile, KeyError) as exc:
-        raise BadInputError(f"{what}: not a readable .npz archive: {exc}") from exc
 
 
 def _verified(blobs: LayoutReader, entry: BundleFile) -> Path:
@@ -147,6 +128,8 @@ def _reference(manifest: BundleManifest, paths: Mapping[str, Path]) -> Reference
     entry = manifest.file(Role.REFERENCE)
     if entry is None:
         return None
+    from edgekit.stats import probes  # noqa: PLC0415 - needs numpy, see edgekit_runtime.worker
+
     found = reference.validate(codec.read(Reference, paths[entry.path]))
     if found.edges_digest != probes.digest(found.groups):
         # Windows of equal digests are added up: a wrong one would mix what must not be mixed.
@@ -176,22 +159,9 @@ def _golden(
     entry = manifest.file(Role.GOLDEN)
     if entry is None:
         return None
+    from edgekit_runtime import golden  # noqa: PLC0415 - needs numpy, see edgekit_runtime.worker
+
     what = f"bundle {manifest.model} {manifest.version}: {entry.path}"
-    if entry.size > GOLDEN_BYTES_MAX:
-        raise BadInputError(f"{what}: {entry.size} bytes, more than {GOLDEN_BYTES_MAX}")
-    arrays = load_npz(paths[entry.path], what)
-    inputs = {
-        name.removeprefix(INPUT_PREFIX): array
-        for name, array in arrays.items()
-        if name.startswith(INPUT_PREFIX)
-    }
-    outputs = {
-        name.removeprefix(OUTPUT_PREFIX): array
-        for name, array in arrays.items()
-        if name.startswith(OUTPUT_PREFIX)
-    }
-    if set(inputs) != {spec.name for spec in found.inputs} or not outputs:
-        raise BadInputError(f"{what}: arrays {sorted(arrays)} do not fit the contract")
     tolerance = manifest.file(Role.TOLERANCE)
     limits = codec.read(Tolerance, paths[tolerance.path]) if tolerance else Tolerance()
-    return GoldenSet(inputs, outputs, limits)
+    return golden.read(paths[entry.path], found, limits, what=what)

@@ -17,17 +17,10 @@ from edgekit.contracts.frames import Lane
 from edgekit.contracts.messages import Window
 from edgekit_runtime.beside import Beside
 from edgekit_runtime.guard import Flags
+from edgekit_runtime.kinds import INFERENCE_KINDS, SHADOW_KINDS, Kind
 from edgekit_runtime.monitors import windows
 from edgekit_runtime.ports import Clock, Disk
-from edgekit_runtime.region import (
-    AGREED,
-    CAPACITY,
-    INFERENCE_KINDS,
-    SHADOW_KINDS,
-    Kind,
-    Labels,
-    Region,
-)
+from edgekit_runtime.region import AGREED, CAPACITY, Labels, Region
 from edgekit_runtime.shelf import Shelf, leased
 from edgekit_runtime.spool import Spool
 

@@ -6,7 +6,6 @@ A change is persisted before it takes effect anywhere else, and told to the audi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -43,8 +42,7 @@ AUDITED = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Environment:
+class Environment(msgspec.Struct, frozen=True):
     """What the deployer works with."""
 
     disk: Disk
@@ -66,8 +64,7 @@ class Environment:
     runtime_on_trial: bool = False  # the supervisor has another one to go back to
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """What happens to one model."""
 
     model: str

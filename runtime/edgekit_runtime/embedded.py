@@ -21,7 +21,6 @@ import secrets
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -34,7 +33,7 @@ from edgekit.contracts.composition import Link
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import EdgekitError, ResourceError, UnavailableError, UsageError
 from edgekit.contracts.oci import LayoutReader
-from edgekit_runtime import composition, fitness, session, tether, wire
+from edgekit_runtime import composition, errors, fitness, session, tether, wire
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.errors import DeadlineError, NotServingError
 from edgekit_runtime.guard import Flags
@@ -50,8 +49,7 @@ Request = Mapping[str, Array] | tuple[str, Mapping[str, Array]]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Held:
+class _Held(msgspec.Struct, frozen=True):
     """What runs, and where it counts."""
 
     content: str
@@ -266,7 +264,7 @@ class Session:
             result = core.infer(
                 inputs, request_id=request_id, taken_at=taken_at, rows=True, also=stale
             )
-            return replace(result, sources=sources) if sources else result
+            return msgspec.structs.replace(result, sources=sources) if sources else result
         except EdgekitError as exc:
             version = core.place.version
             log.warning(
@@ -341,7 +339,7 @@ class Session:
         """Run what the agent says, from the next call on; or go on as before, and say so."""
         content, held = active.ref.content, self._held
         if active.keep and held is not None:
-            held.core.place = replace(held.core.place, links=active.ref.compose)
+            held.core.place = msgspec.structs.replace(held.core.place, links=active.ref.compose)
             self._tether.say(FrameKind.USING, wire.Content(content=content))
             return
         if held is not None and held.content == content:
@@ -394,6 +392,6 @@ def _place(frame: Frame, active: wire.Active) -> Place:
 
 
 def _expected(exc: EdgekitError | MemoryError) -> EdgekitError:
-    if isinstance(exc, MemoryError) or session.is_memory(exc):
+    if isinstance(exc, MemoryError) or errors.is_memory(exc):
         return ResourceError("out of memory while loading")
     return exc

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekit.contracts.errors import BadInputError, UnavailableError
+from edgekit.contracts.errors import BadInputError, EdgekitError, UnavailableError
 from edgekit_runtime.supervision import Ending
 
 if TYPE_CHECKING:
@@ -76,3 +76,9 @@ class WorkerEndedError(UnavailableError):
 
 class RetiredError(UnavailableError):
     """This bundle takes no more requests: ask the one that serves now."""
+
+
+def is_memory(exc: EdgekitError) -> bool:
+    """Whether an allocation failed; engines tell it only in words (onnxruntime: bfc_arena.cc)."""
+    text = exc.message.lower()
+    return "bad_alloc" in text or "failed to allocate memory" in text

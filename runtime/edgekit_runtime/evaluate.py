@@ -21,7 +21,7 @@ from edgekit.contracts.errors import BadInputError, translate_os_errors
 from edgekit.contracts.evaluation import Evaluation, Latency
 from edgekit.contracts.oci import LayoutReader
 from edgekit.stats.metrics import LABELS, METRICS
-from edgekit_runtime import bundles, console, contract_facts, machine_facts, predictor
+from edgekit_runtime import bundles, console, contract_facts, golden, machine_facts, predictor
 from edgekit_runtime.ports import Array
 from edgekit_runtime.predictor import Predictor
 
@@ -150,7 +150,7 @@ def main(
 ) -> None:
     """Run a bundle over a data set and print quality, latency, golden verdict and facts."""
     folder, reference = _split(layout)
-    arrays = bundles.load_npz(data, str(data))
+    arrays = golden.load_npz(data, str(data))
     evaluation, found = evaluate(
         folder, reference, arrays, latency_runs=latency_runs, threads=threads
     )

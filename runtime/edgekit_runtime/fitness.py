@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from edgekit.contracts import digest as digests
 from edgekit.contracts.messages import SlotRef
 from edgekit.contracts.oci import LayoutReader
 from edgekit.contracts.verdict import Outcome
@@ -19,38 +18,27 @@ def open_fit(blobs: LayoutReader, model: str, ref: SlotRef) -> Bundle:
         BadInputError: a blob is missing or altered, a document malformed.
         UnsuitableError: another model, target, engine or engine version.
     """
-    bundle = _open_promised(blobs, model, ref)
+    bundle = bundles.open_promised(blobs, model, ref)
     engine = bundle.manifest.engine
     bundles.check_engine(bundle.manifest, engine, engines.versions().get(engine, "0"))
     return bundle
 
 
-def _open_promised(blobs: LayoutReader, model: str, ref: SlotRef) -> Bundle:
-    bundle = bundles.open_bundle(blobs, ref.digest)
-    manifest = bundle.manifest
-    if manifest.model != model or manifest.target != ref.target:
-        raise UnsuitableError(
-            f"bundle {digests.short(ref.digest)} is {manifest.model} for {manifest.target}, "
-            f"not {model} for {ref.target}"
-        )
-    return bundle
-
-
 def load(blobs: LayoutReader, model: str, ref: SlotRef, threads: int) -> Predictor:
     """A predictor of a bundle that passed before. Raises like `open_fit`."""
-    return predictor.load(_open_promised(blobs, model, ref), threads=threads)
+    return predictor.load(bundles.open_promised(blobs, model, ref), threads=threads)
 
 
-def load_tested(blobs: LayoutReader, model: str, ref: SlotRef, threads: int) -> Predictor:
-    """A predictor that reproduced its golden set, where the bundle has one.
+def check_golden(loaded: Predictor) -> None:
+    """Return when ``loaded`` reproduces its golden set, where the bundle has one.
 
     Raises:
-        UnsuitableError: it did not, or see `open_fit`.
-        BadInputError: see `open_fit`.
+        UnsuitableError: it does not.
+        BadInputError: the golden set does not fit the contract.
     """
-    loaded = load(blobs, model, ref, threads)
-    if loaded.bundle.golden is not None:
-        verdict = loaded.replay_golden(loaded.bundle.golden)
-        if verdict.outcome is not Outcome.PASS:
-            raise UnsuitableError(f"golden set: {verdict.reason}")
-    return loaded
+    golden = loaded.bundle.golden
+    if golden is None:
+        return
+    verdict = loaded.replay_golden(golden)
+    if verdict.outcome is not Outcome.PASS:
+        raise UnsuitableError(f"golden set: {verdict.reason}")

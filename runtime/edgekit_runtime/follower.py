@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from edgekit.contracts.contract import Task
 from edgekit.stats.compare import agreeing
 from edgekit_runtime.board import Board
-from edgekit_runtime.errors import EngineError, GuardError
+from edgekit_runtime.errors import EngineError, GuardError, is_memory
 from edgekit_runtime.guard import Flags
+from edgekit_runtime.kinds import Kind
 from edgekit_runtime.ports import Array, Clock
 from edgekit_runtime.predictor import Predictor
-from edgekit_runtime.region import AGREED, Kind, Region
+from edgekit_runtime.region import AGREED, Region
 from edgekit_runtime.samples import Buffer, Sample
-from edgekit_runtime.session import is_memory
 
 
 class Follower:

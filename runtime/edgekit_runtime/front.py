@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
+import msgspec
+
 from edgekit_runtime import client, http1, oip, wire
 from edgekit_runtime.board import Grip
 from edgekit_runtime.client import Client, Connections
@@ -31,8 +33,7 @@ ACCEPTS_MAX = 16  # in a row, before others get their turn
 LEAVE_S = 5.0  # slow readers of a retired worker's answers have this long
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """What the endpoint takes at once."""
 
     body_bytes_max: int

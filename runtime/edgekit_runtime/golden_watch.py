@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -36,8 +35,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     engines: dict[str, str] = {}
 
 
-@dataclass(frozen=True)
-class Now:
+class Now(msgspec.Struct, frozen=True):
     """The moment, in every way it is needed."""
 
     wall: float

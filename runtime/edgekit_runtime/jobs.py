@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from edgekit.contracts.errors import BugError, EdgekitError, ResourceError
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(msgspec.Struct, frozen=True):
     """The end of a job: its value or the error it ended in."""
 
     value: Any

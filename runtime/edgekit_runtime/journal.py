@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgekit.contracts.errors import BugError, ResourceError
-from edgekit_runtime.region import CAPACITY, CORRECT, Kind, Region, Sight
+from edgekit_runtime.kinds import Kind
+from edgekit_runtime.region import CAPACITY, CORRECT, Region, Sight
 
 _NOTHING = Sight()
 

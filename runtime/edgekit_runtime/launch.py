@@ -9,6 +9,8 @@ from typing import Protocol
 from edgekit.contracts.messages import Policy, SlotRef
 from edgekit_runtime.supervision import Ending
 
+WORKER_NAME = "edgekit-worker"  # of its process, for ps and the like
+
 
 class WorkerHandle(Protocol):
     """A started worker on a connected Unix stream socket. Ends when that socket is closed."""

@@ -27,9 +27,9 @@ import numpy as np
 from edgekit.contracts import codec
 from edgekit.contracts.errors import BadInputError, UnavailableError, translate_os_errors
 from edgekit_runtime import guard
-from edgekit_runtime.bundles import load_npz
 from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.errors import GuardError
+from edgekit_runtime.golden import load_npz
 from edgekit_runtime.ports import Array
 from edgekit_runtime.predictor import Predictor
 from edgekit_runtime.rows import Rows

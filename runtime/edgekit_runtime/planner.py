@@ -8,7 +8,8 @@ bundle. A digest that failed here is refused until its retry token changes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from edgekit.contracts import digest as digests
 from edgekit.contracts.messages import Deployment, Desired, SlotRef, VariantRef
@@ -33,8 +34,7 @@ PREPARING = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True):
     """The process that held a model ended, since this agent started."""
 
     ending: Ending  # the newest
@@ -42,31 +42,29 @@ class Ended:
     waits: bool = False  # the next start is not due
 
 
-@dataclass(frozen=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """A candidate stands beside what serves."""
 
     seen: Beside
     collected: bool = False  # enough samples are there to be replayed
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """What is, outside the record."""
 
     targets: tuple[str, ...]  # of this device, best first
-    loaded: Mapping[str, str] = field(default_factory=dict)  # model -> content that serves
+    loaded: Mapping[str, str] = {}  # model -> content that serves
     ready: frozenset[str] = frozenset()  # contents of candidates loaded and self-tested
     busy: bool = False  # a slow step is running
     waits: frozenset[str] = frozenset()  # models whose next attempt to prepare is not due
-    trials: Mapping[str, Trial] = field(default_factory=dict)
-    lately: Mapping[str, Lately] = field(default_factory=dict)  # of confirmed bundles
-    ends: Mapping[str, Ended] = field(default_factory=dict)  # models whose worker ended
-    lost: Mapping[str, Ended] = field(default_factory=dict)  # on trial in applications that ended
+    trials: Mapping[str, Trial] = {}
+    lately: Mapping[str, Lately] = {}  # of confirmed bundles
+    ends: Mapping[str, Ended] = {}  # models whose worker ended
+    lost: Mapping[str, Ended] = {}  # on trial in applications that ended
     clean_start: bool = False  # the process before this one stopped in order
     containers: bool = False  # this device runs images
-    beside: Mapping[str, Standing] = field(default_factory=dict)  # candidates beside what serves
-    fallen: Mapping[str, Ending] = field(default_factory=dict)  # loaded candidates that ended
+    beside: Mapping[str, Standing] = {}  # candidates beside what serves
+    fallen: Mapping[str, Ending] = {}  # loaded candidates that ended
     untidy: bool = False  # containers may have been left behind, and it is time to look
 
 

@@ -9,11 +9,10 @@ name at the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-import numpy.typing as npt
+import msgspec
 
 from edgekit.contracts.bundle import BundleManifest
 from edgekit.contracts.contract import Contract
@@ -23,9 +22,14 @@ from edgekit.contracts.shadow import Expectation
 from edgekit_runtime.supervision import Ending
 
 if TYPE_CHECKING:
+    from typing import Any
+
+    import numpy.typing as npt
+
     from edgekit_runtime.region import Region  # which needs our `Disk`
 
-Array = npt.NDArray[Any]
+# In quotes: an agent that starts orders its first worker before it has imported numpy.
+Array: TypeAlias = "npt.NDArray[Any]"
 
 
 class LoadedModel(Protocol):
@@ -89,8 +93,7 @@ class Loaded(Protocol):
         """Unload, once what was asked is answered."""
 
 
-@dataclass(frozen=True)
-class Replay:
+class Replay(msgspec.Struct, frozen=True):
     """Samples of what was answered, and where a candidate is to say whether it agrees."""
 
     samples: int  # descriptor of a memory file (`edgekit_runtime.samples`)

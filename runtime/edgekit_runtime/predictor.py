@@ -6,9 +6,9 @@ What the build measures is therefore what the device runs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 
+import msgspec
 import numpy as np
 
 from edgekit import preprocess
@@ -20,8 +20,9 @@ from edgekit.contracts.shadow import Expectation
 from edgekit.contracts.verdict import Verdict
 from edgekit.stats import compare
 from edgekit_runtime import bundles, contract_facts, engines, guard
-from edgekit_runtime.bundles import Bundle, GoldenSet
+from edgekit_runtime.bundles import Bundle
 from edgekit_runtime.engines import ladder
+from edgekit_runtime.golden import GoldenSet
 from edgekit_runtime.guard import Flags
 from edgekit_runtime.ports import Array, Engine, LoadedModel
 from edgekit_runtime.screen import Screen, all_finite
@@ -29,8 +30,7 @@ from edgekit_runtime.screen import Screen, all_finite
 CHUNK_SAMPLES = 64  # larger chunks gain little on the cores edge devices have, and cost memory
 
 
-@dataclass(frozen=True)
-class Predictor:
+class Predictor(msgspec.Struct, frozen=True, dict=True):
     """A model ready to answer."""
 
     bundle: Bundle

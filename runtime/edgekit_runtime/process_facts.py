@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -16,22 +17,28 @@ def rss_bytes(pid: int | None = None) -> int | None:
         return None
 
 
-def children(pid: int, module: str) -> list[int]:
-    """Processes that ``pid`` started and that run the Python module ``module``."""
+def call(name: str) -> None:
+    """What this process is called in ``ps -o comm`` and the like; 15 bytes at most."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name, encoding="ascii")
+
+
+def children(pid: int, name: str) -> list[int]:
+    """Processes that ``pid`` started and that are called ``name``."""
     found: set[int] = set()
     try:
         for task in Path(f"/proc/{pid}/task").iterdir():
             found.update(map(int, (task / "children").read_text(encoding="ascii").split()))
     except (OSError, ValueError):
         return []
-    return sorted(child for child in found if module.encode() in _command(child).split(b"\0"))
+    return sorted(child for child in found if _called(child) == name)
 
 
-def _command(pid: int) -> bytes:
+def _called(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
-        return b""
+        return ""
 
 
 def data_bytes() -> int | None:

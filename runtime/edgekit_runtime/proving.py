@@ -6,7 +6,7 @@ before an application is told to run it. Then the worker ends.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from edgekit.contracts.bundle import BundleManifest
 from edgekit.contracts.contract import Contract
@@ -16,8 +16,7 @@ from edgekit.contracts.shadow import Expectation
 from edgekit_runtime.ports import Host, Replay
 
 
-@dataclass(frozen=True)
-class Proven:
+class Proven(msgspec.Struct, frozen=True):
     """`edgekit_runtime.ports.Loaded`: it loaded here a moment ago, and nobody holds it."""
 
     manifest: BundleManifest

@@ -18,7 +18,7 @@ import typer
 from edgekit.contracts.errors import BadInputError
 from edgekit.contracts.evaluation import Latency
 from edgekit.contracts.oci import LayoutReader
-from edgekit_runtime import bundles, console, predictor
+from edgekit_runtime import bundles, console, golden, predictor
 from edgekit_runtime.ports import Array
 from edgekit_runtime.predictor import Predictor
 
@@ -94,7 +94,7 @@ def main(
     """Time bundles in turns and print their latencies as JSON, in the order they were given."""
     if len(set(references)) != len(references):
         raise BadInputError("a bundle is given twice", hint="give each only once")
-    arrays = bundles.load_npz(data, str(data))
+    arrays = golden.load_npz(data, str(data))
     console.emit_json(race(layout, references, arrays, rounds=rounds, threads=threads))
 
 

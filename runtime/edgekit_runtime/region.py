@@ -24,7 +24,6 @@ import secrets
 import struct
 import weakref
 import zlib
-from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +34,7 @@ import numpy.typing as npt
 from edgekit.contracts import codec
 from edgekit.contracts.errors import BadInputError, translate_os_errors
 from edgekit.contracts.reference import PROBES_MAX
+from edgekit_runtime.kinds import INFERENCE_KINDS, Kind
 from edgekit_runtime.ports import Disk
 
 CAPACITY = 4096
@@ -71,21 +71,8 @@ FILE_BYTES = HEADER_BYTES + CAPACITY * RECORD.itemsize
 assert _RECORD.size == RECORD.itemsize
 
 
-class Kind(IntEnum):
-    """What a record says. Zero is what an unwritten page holds."""
-
-    PREDICTION = 1
-    ERROR = 2  # the engine failed; counted as an inference
-    REJECTED = 3  # the guard refused the input; not an inference
-    FEEDBACK = 4  # the true label of an earlier prediction
-    SHADOW = 8  # a candidate was given what had been answered; never an inference
-    SHADOW_ERROR = 9  # likewise, and it refused or failed
-
-
-INFERENCE_KINDS = (Kind.PREDICTION, Kind.ERROR)
 ABSENT = 0x7F  # bin of a probe that could not be taken
 BROKE = 0x80  # bit of a bin: this element broke the contract
-SHADOW_KINDS = (Kind.SHADOW, Kind.SHADOW_ERROR)
 AGREED = 0x40  # flag bit of a shadow record; its ``cls`` counts samples that found no room before
 CORRECT = 0x80  # flag bit of a feedback record: the label equals the predicted class
 

@@ -7,6 +7,7 @@ once.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -48,6 +49,8 @@ def run(path: Path) -> int:
             logging.getLogger().addHandler(RingLog(PosixDisk(), state, loaded.log.bytes_max))
         sockets = server.bind(loaded)
         built = wiring.build(loaded, hosting)
+        gc.freeze()  # what is there by now stays
+        gc.enable()
         server.serve(built, sockets, state)
     finally:
         loaded.socket_path.unlink(missing_ok=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from edgekit.contracts.messages import SlotRef
 from edgekit_runtime.ports import Loaded
@@ -13,8 +14,7 @@ from edgekit_runtime.samples import Buffer
 from edgekit_runtime.shelf import Shelf
 
 
-@dataclass(frozen=True)
-class Live:
+class Live(msgspec.Struct, frozen=True):
     """A loaded bundle, where it is counted, and what it is called."""
 
     loaded: Loaded
@@ -23,8 +23,7 @@ class Live:
     slot: str
 
 
-@dataclass(frozen=True)
-class Companion:
+class Companion(msgspec.Struct, frozen=True):
     """A candidate beside what serves.
 
     In its shadow it is sent a ``share`` of what was answered (into ``buffer``, when it is to be

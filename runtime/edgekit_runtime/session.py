@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import NamedTuple
+
+import msgspec
 
 from edgekit.contracts.composition import Link
 from edgekit.contracts.errors import EdgekitError
 from edgekit_runtime import guard
-from edgekit_runtime.errors import EngineError, GuardError
+from edgekit_runtime.errors import EngineError, GuardError, is_memory
 from edgekit_runtime.guard import Flags
 from edgekit_runtime.journal import Journal, hash_id
+from edgekit_runtime.kinds import Kind
 from edgekit_runtime.monitors import rules
 from edgekit_runtime.monitors.observer import Monitor
 from edgekit_runtime.ports import Array, Clock
 from edgekit_runtime.predictor import Predictor
-from edgekit_runtime.region import Kind, Region, Sight
+from edgekit_runtime.region import Region, Sight
 
 _PREDICTION, _ERROR, _REJECTED = Kind.PREDICTION, Kind.ERROR, Kind.REJECTED
 _NONE, _NOTHING = Flags.NONE, Sight()
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """The answer to one inference."""
 
     outputs: dict[str, Array]
@@ -34,7 +35,7 @@ class Result:
     request_id: str | None
     counted: bool  # False: this request id was counted before
     latency_s: float = 0.0  # of the model alone, guard and preprocessing included
-    sources: Mapping[str, str] = field(default_factory=dict)  # versions of the models that fed it
+    sources: Mapping[str, str] = {}  # versions of the models that fed it
 
 
 class Seen(NamedTuple):
@@ -48,8 +49,7 @@ class Seen(NamedTuple):
     counted: bool
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Where a session counts, and what its answers say."""
 
     version: str
@@ -175,9 +175,3 @@ class Session:
         return place.journal.record(
             place.region, kind, request, self._clock.wall(), latency_us, sight, flags
         )
-
-
-def is_memory(exc: EdgekitError) -> bool:
-    """Whether an allocation failed; engines tell it only in words (onnxruntime: bfc_arena.cc)."""
-    text = exc.message.lower()
-    return "bad_alloc" in text or "failed to allocate memory" in text

@@ -12,7 +12,7 @@ import msgspec
 from edgekit.contracts.health import Resources, SpoolReport
 from edgekit.contracts.messages import ModelReport
 from edgekit.contracts.states import DeviceState
-from edgekit_runtime import counting, lock, process_facts
+from edgekit_runtime import counting, launch, lock, process_facts
 from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.config import AgentConfig
 from edgekit_runtime.disk import PosixDisk
@@ -99,7 +99,7 @@ def _workers(pid: int) -> dict[str, int]:
     """Resident bytes of the agent's workers, by process."""
     sizes = {
         f"pid {child}": process_facts.rss_bytes(child)
-        for child in process_facts.children(pid, "edgekit_runtime.worker")
+        for child in process_facts.children(pid, launch.WORKER_NAME)
     }
     return {name: size for name, size in sizes.items() if size is not None}
 

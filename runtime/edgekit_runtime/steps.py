@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from edgekit.contracts.messages import DeviceConfig, Policy, SlotRef
 
 
-@dataclass(frozen=True)
-class Adopt:
+class Adopt(msgspec.Struct, frozen=True):
     """Begin deploying ``candidate``: drops a candidate in progress, lifts its own quarantine."""
 
     model: str
@@ -18,8 +17,7 @@ class Adopt:
     retry_token: str
 
 
-@dataclass(frozen=True)
-class Relabel:
+class Relabel(msgspec.Struct, frozen=True):
     """The bundle stays, its rollout, wave, release or policy changed; a candidate is withdrawn."""
 
     model: str
@@ -28,15 +26,13 @@ class Relabel:
     retry_token: str
 
 
-@dataclass(frozen=True)
-class Remove:
+class Remove(msgspec.Struct, frozen=True):
     """Stop serving a model that is no longer desired."""
 
     model: str
 
 
-@dataclass(frozen=True)
-class Observe:
+class Observe(msgspec.Struct, frozen=True):
     """The desired state ``gen`` has been taken (as far as ``note`` says). Last of its plan."""
 
     gen: int
@@ -45,110 +41,95 @@ class Observe:
     note: str
 
 
-@dataclass(frozen=True)
-class Fetch:
+class Fetch(msgspec.Struct, frozen=True):
     """Download what is missing of the candidate. Slow."""
 
     model: str
 
 
-@dataclass(frozen=True)
-class Verify:
+class Verify(msgspec.Struct, frozen=True):
     """Re-read every blob of the candidate and check that it fits this device. Slow."""
 
     model: str
 
 
-@dataclass(frozen=True)
-class BeginTest:
+class BeginTest(msgspec.Struct, frozen=True):
     """Enter SELF_TEST."""
 
     model: str
 
 
-@dataclass(frozen=True)
-class SelfTest:
+class SelfTest(msgspec.Struct, frozen=True):
     """Load the candidate and replay its golden set; a try was persisted before. Slow."""
 
     model: str
 
 
-@dataclass(frozen=True)
-class StandBeside:
+class StandBeside(msgspec.Struct, frozen=True):
     """Put the candidate beside what serves: in its shadow, or to answer a share of the requests."""
 
     model: str
 
 
-@dataclass(frozen=True)
-class Replay:
+class Replay(msgspec.Struct, frozen=True):
     """Give the candidate the samples that were collected. Slow."""
 
     model: str
 
 
-@dataclass(frozen=True)
-class Activate:
+class Activate(msgspec.Struct, frozen=True):
     """Switch to the candidate, which is loaded; the record is persisted before."""
 
     model: str
     proven: bool
 
 
-@dataclass(frozen=True)
-class ActivateGroup:
+class ActivateGroup(msgspec.Struct, frozen=True):
     """Switch to several candidates in one write: all or none."""
 
     members: tuple[Activate, ...]
 
 
-@dataclass(frozen=True)
-class Load:
+class Load(msgspec.Struct, frozen=True):
     """Load what the record calls active, after a start or a rollback. Slow."""
 
     model: str
     spend_try: bool
 
 
-@dataclass(frozen=True)
-class SpendTry:
+class SpendTry(msgspec.Struct, frozen=True):
     """An application that embeds the bundle on trial has ended untold."""
 
     model: str
 
 
-@dataclass(frozen=True)
-class Confirm:
+class Confirm(msgspec.Struct, frozen=True):
     """The trial is passed."""
 
     model: str
 
 
-@dataclass(frozen=True)
-class MarkUnproven:
+class MarkUnproven(msgspec.Struct, frozen=True):
     """On trial for long, with too little traffic to tell."""
 
     model: str
 
 
-@dataclass(frozen=True)
-class Refuse:
+class Refuse(msgspec.Struct, frozen=True):
     """Quarantine the candidate; what serves keeps serving."""
 
     model: str
     reason: str
 
 
-@dataclass(frozen=True)
-class Revert:
+class Revert(msgspec.Struct, frozen=True):
     """Quarantine the active bundle and go back to the fallback, or to SAFE without one."""
 
     model: str
     reason: str
 
 
-@dataclass(frozen=True)
-class Tidy:
+class Tidy(msgspec.Struct, frozen=True):
     """Remove containers of an earlier agent and images that no slot refers to any more."""
 
 

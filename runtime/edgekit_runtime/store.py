@@ -12,8 +12,9 @@ same way: a whole download may go on where a patch left off, and the other way r
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from edgekit.contracts import codec, oci
 from edgekit.contracts import digest as digests
@@ -30,8 +31,7 @@ FREE_BYTES_MIN = 16 * 1024 * 1024  # always left for spool and record; they matt
 _PARTIAL = ".partial"
 
 
-@dataclass(frozen=True)
-class Fetched:
+class Fetched(msgspec.Struct, frozen=True):
     """A bundle that is here now. ``note`` says why files came whole in spite of what is held."""
 
     transferred: int  # bytes, deltas and manifests included

@@ -8,6 +8,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum
 
+import msgspec
+
 STUCK_P99_FACTOR = 10.0  # lower: a cold cache is called stuck; higher: a hang lasts longer
 CRASHES_MAX = 3  # of a confirmed bundle within CRASH_WINDOW_S: then its fallback takes over
 CRASH_WINDOW_S = 600.0  # research: two or three crashes in ten minutes are no accident
@@ -26,8 +28,7 @@ class EndKind(Enum):
     OUTSIDE = "outside"  # the container engine went away: says nothing about the bundle
 
 
-@dataclass(frozen=True)
-class Ending:
+class Ending(msgspec.Struct, frozen=True):
     """Why a model no longer answers."""
 
     kind: EndKind

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
+
+import msgspec
 
 from edgekit.contracts import codec
 from edgekit.contracts.errors import BadInputError
@@ -26,8 +27,7 @@ _START = _HEADER.size + _CRC.size
 DOCUMENT_BYTES_MAX = 4 * 1024 * 1024
 
 
-@dataclass(frozen=True)
-class Loaded(Generic[T]):
+class Loaded(msgspec.Struct, Generic[T], frozen=True):
     """What was found; ``broken`` says that copies existed and none could be read."""
 
     value: T | None

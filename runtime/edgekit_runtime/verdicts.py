@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from edgekit.contracts.messages import Policy
 from edgekit.stats.histogram import LATENCY_EDGES_US
@@ -18,8 +19,7 @@ QUANTILE = 0.99
 UNKNOWN = "; whether the processor was throttled is unknown here"
 
 
-@dataclass(frozen=True)
-class Trial:
+class Trial(msgspec.Struct, frozen=True):
     """What has been counted since the active bundle went on trial."""
 
     n: int = 0
@@ -32,8 +32,7 @@ class Trial:
     throttling_known: bool = True
 
 
-@dataclass(frozen=True)
-class Lately:
+class Lately(msgspec.Struct, frozen=True):
     """What was counted of a confirmed bundle within its policy's burn window."""
 
     n: int = 0

@@ -17,7 +17,7 @@ import struct
 from collections import deque
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -28,8 +28,10 @@ from edgekit.contracts.errors import BugError
 from edgekit.contracts.messages import SlotRef
 from edgekit.contracts.reference import Reference
 from edgekit.contracts.shadow import Expectation
-from edgekit_runtime.region import Region
-from edgekit_runtime.serving import Live
+
+if TYPE_CHECKING:
+    from edgekit_runtime.region import Region
+    from edgekit_runtime.serving import Live
 
 _HEAD = struct.Struct("<BBHII")  # kind, descriptors, unused, bytes of meta, bytes of body
 _HANDED = struct.Struct("<IB")  # number, flags: the client has stopped sending, the other arm's

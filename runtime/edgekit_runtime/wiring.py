@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from edgekit.contracts.messages import DeviceProfile
 from edgekit_runtime import agent, beside, process_facts, profile
@@ -40,8 +41,7 @@ if TYPE_CHECKING:
 FIRST_INFERENCE = "first_inference_s"
 
 
-@dataclass(frozen=True)
-class Built:
+class Built(msgspec.Struct, frozen=True):
     """The parts of the process that runs."""
 
     agent: Agent

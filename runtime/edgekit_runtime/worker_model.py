@@ -21,12 +21,12 @@ from edgekit_runtime import process_facts, supervision
 from edgekit_runtime.board import Board
 from edgekit_runtime.errors import WorkerEndedError
 from edgekit_runtime.loop import READ, WRITE, Loop
-from edgekit_runtime.region import Region
 from edgekit_runtime.supervision import Ending, EndKind
 from edgekit_runtime.wire import Channel, Facts, Frame, FrameKind
 
 if TYPE_CHECKING:
     from edgekit_runtime.launch import WorkerHandle
+    from edgekit_runtime.region import Region
 
 LATENCIES_MAX = 512  # of the newest requests, for the p99
 CANARY_S = 10.0  # a worker without traffic for so long shows that it still computes

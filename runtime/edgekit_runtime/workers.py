@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import threading
-from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -21,85 +19,24 @@ from edgekit.contracts import digest as digests
 from edgekit.contracts.errors import BadInputError, BugError, EdgekitError, ResourceError
 from edgekit.contracts.messages import Policy, SlotRef
 from edgekit.engine.ports import EngineAwayError
-from edgekit_runtime import prestart, supervision, wire
+from edgekit_runtime import wire, worker_process
 from edgekit_runtime.board import Board
+from edgekit_runtime.bundles import Bundle
 from edgekit_runtime.errors import UnsuitableError, WorkerEndedError
 from edgekit_runtime.launch import Launcher, WorkerHandle
 from edgekit_runtime.ports import Replay
-from edgekit_runtime.stderr import Said
 from edgekit_runtime.supervision import Ending, EndKind
 from edgekit_runtime.wire import Channel, Frame, FrameKind
 from edgekit_runtime.worker_model import WorkerModel
+from edgekit_runtime.worker_process import GRACE_S
 
 LOAD_S_MAX = 300.0  # compiling an engine on a small board takes minutes; longer is a hang
-GRACE_S = 5.0  # between hanging up on a worker and killing it
 _ERRORS: dict[str, type[EdgekitError]] = {
     kind.__name__: kind for kind in (UnsuitableError, ResourceError, BadInputError)
 }
 
 
-class WorkerProcess:
-    """A started worker. Ends when the socket is closed."""
-
-    def __init__(self) -> None:
-        """Start it, or take the one that was started ahead.
-
-        Raises:
-            ResourceError: no process or socket can be made.
-        """
-        try:
-            self._process, self.channel, said = prestart.take()
-        except OSError as exc:
-            raise ResourceError(f"cannot start a worker process: {exc.strerror}") from exc
-        self.pid = self._process.pid
-        self._said = Said(said, f"worker {self.pid}")
-        self._hung_up_at: float | None = None
-
-    def say_as(self, tag: str) -> None:
-        """See `WorkerHandle.say_as`."""
-        self._said.tag = tag
-
-    def ending(self) -> Ending | None:
-        """How it ended; None while it runs."""
-        code = self._process.poll()
-        return None if code is None else self._describe(code)
-
-    def _describe(self, code: int) -> Ending:
-        # All it ever wrote lies in the pipe now: there is nothing to wait for.
-        return replace(supervision.describe_exit(code), words=self._said.words())
-
-    def kill(self) -> None:
-        """End it now."""
-        self._process.kill()
-
-    def hang_up(self) -> None:
-        """Close our end: it finishes nothing more and exits."""
-        self._hung_up_at = self._hung_up_at or monotonic()
-        self.channel.close()
-
-    def reap(self, *, now: float) -> bool:
-        """Whether it is gone; killed when it does not go by itself."""
-        if self._hung_up_at is not None and now - self._hung_up_at > GRACE_S:
-            self._process.kill()
-        gone = self._process.poll() is not None
-        if gone:
-            self._said.close()
-        else:
-            self._said.pump()
-        return gone
-
-    def wait(self, timeout_s: float = GRACE_S) -> Ending:
-        """Block until it has ended; kills it when that takes longer."""
-        try:
-            code = self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
-        return self._describe(code)
-
-
-@dataclass(frozen=True)
-class WorkerLimits:
+class WorkerLimits(msgspec.Struct, frozen=True):
     """What each worker takes at once."""
 
     threads: int
@@ -184,13 +121,21 @@ class WorkerHost:
         self._ahead: _Loading | None = None
         self._started: list[WorkerHandle] = []
 
-    def load_ahead(self, model: str, ref: SlotRef, policy: Policy) -> None:
-        """Begin to load what `load` will be asked for first, while the agent starts.
+    def load_ahead(self, model: str, ref: SlotRef, policy: Policy, opened: Bundle | None) -> None:
+        """Begin to load what `load` will be asked for first, in a fork, while the agent starts.
+
+        ``opened`` is the bundle, when it was verified just now.
 
         Raises:
             ResourceError: no process can be made.
         """
-        process = self._process()
+
+        def main(channel: int) -> None:
+            from edgekit_runtime import worker  # noqa: PLC0415 - in the fork only
+
+            worker.main(str(channel), opened)
+
+        process = self._held(worker_process.fork(main))
         self._ahead = _Loading(process, self._order(model, ref, policy, tested=False))
 
     def load(self, model: str, ref: SlotRef, policy: Policy, *, tested: bool) -> WorkerModel:
@@ -259,19 +204,15 @@ class WorkerHost:
 
     def _start(self, model: str, ref: SlotRef, policy: Policy) -> WorkerHandle:
         if ref.image is None:
-            return self._process()
+            return self._held(worker_process.start())
         if self._containers is None:
             raise UnsuitableError(
                 f"{model}: is an image, and no container engine is configured here",
                 hint="[containers] engine in the agent's configuration",
             )
-        worker = self._containers.start(model, ref, policy)
+        return self._held(self._containers.start(model, ref, policy))
+
+    def _held(self, worker: WorkerHandle) -> WorkerHandle:
         with self._lock:
             self._started.append(worker)
         return worker
-
-    def _process(self) -> WorkerProcess:
-        process = WorkerProcess()
-        with self._lock:
-            self._started.append(process)
-        return process

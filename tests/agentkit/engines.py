@@ -7,7 +7,7 @@ import itertools
 import os
 import socket
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -86,7 +86,7 @@ class MemoryEngine:
 
     def tag(self, image, name) -> None:
         self._call("tag")
-        self.names[name] = replace(self.names[image], tags=(name,))
+        self.names[name] = msgspec.structs.replace(self.names[image], tags=(name,))
 
     def image(self, name) -> ImageFacts | None:
         self._call("image")

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgekit_runtime.launch import WORKER_NAME
+
 
 def workers(agent) -> list[int]:
     """Pids, ascending."""
     children = Path(f"/proc/{agent.process.pid}/task")
     found = [int(pid) for task in children.iterdir() for pid in _children(task)]
-    return sorted(pid for pid in found if b"edgekit_runtime.worker" in command(pid))
+    return sorted(pid for pid in found if is_worker(pid))
 
 
-def command(pid: int) -> bytes:
-    """Empty when it is gone."""
+def is_worker(pid: int) -> bool:
+    """Whether there is such a process, and it is a worker."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return Path(f"/proc/{pid}/comm").read_text().strip() == WORKER_NAME
     except OSError:
-        return b""
+        return False
 
 
 def _children(task: Path) -> list[str]:

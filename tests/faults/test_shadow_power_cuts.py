@@ -16,7 +16,8 @@ from edgekit_runtime import besides
 from edgekit_runtime import deployer as module
 from edgekit_runtime.beside import Readings
 from edgekit_runtime.disk import PosixDisk
-from edgekit_runtime.region import AGREED, Kind
+from edgekit_runtime.kinds import Kind
+from edgekit_runtime.region import AGREED
 
 ONLINE_EVERY = 4  # boots go on to meet a manager: they find the same record as offline
 SHADOW = Shadow(share=0.5, inferences_min=5, seconds_min=0.0, agreement_min=0.8)

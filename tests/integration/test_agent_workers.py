@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from agentkit import bad_models, layouts
-from agentkit.processes import command, workers
+from agentkit.processes import is_worker, workers
 from agentkit.world import QUICK, UnixConnection, World, wait_for
 
 from edgekit.contracts.messages import DeviceEvent, SlotEvent
@@ -227,7 +227,7 @@ def test_workers_end_with_an_agent_that_is_killed_even_while_they_hang(world, wr
     time.sleep(0.2)  # the request is in the model by now; if not, the test is only weaker
     agent.kill()
     asked.join()
-    wait_for(lambda: b"edgekit_runtime.worker" not in command(pid), what="no orphan")
+    wait_for(lambda: not is_worker(pid), what="no orphan")
 
 
 def test_no_request_fails_and_each_counts_once_while_slots_switch_under_load(world, writer):

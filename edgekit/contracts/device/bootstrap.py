@@ -39,17 +39,19 @@ CONFIG_MEDIA_TYPE = "application/vnd.edgekit.runtime.config.v1+json"
 _DROPPED = ("/tests/", "/include/", "/__pycache__/")
 _AGENT = '''\
 """Starts the agent of this runtime: nothing of another installation is looked at."""
-import os, pathlib, runpy, sys
+import os, sys
 
 sys.dont_write_bytecode = True  # what lies here is what was installed
-here = pathlib.Path(__file__).resolve().parent
-site = str(here / "site")
+here = os.path.dirname(os.path.realpath(__file__))
+site = os.path.join(here, "site")
 os.environ["PYTHONPATH"] = site  # of the workers it starts
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-os.environ["EDGEKIT_RUNTIME"] = "sha256:" + here.name
+os.environ["EDGEKIT_RUNTIME"] = "sha256:" + os.path.basename(here)
 sys.path[0] = site
 sys.argv[0] = "edgekit-agent"
-runpy.run_module("edgekit_runtime", run_name="__main__", alter_sys=True)
+from edgekit_runtime.__main__ import main
+
+main()
 '''
 
 

@@ -16,9 +16,10 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from time import monotonic
+
+import msgspec
 
 from edgekit.contracts import digest as digests
 from edgekit.contracts.errors import BadInputError, EdgekitError, translate_os_errors
@@ -275,7 +276,9 @@ class ContainerWorker:
             return Ending(EndKind.OUTSIDE, f"its container ended: {exc.message}")
         except EdgekitError as exc:
             return Ending(EndKind.CRASH, f"its container is gone: {exc.message}")
-        return replace(describe(ended), words="" if self._killed else self._last_words)
+        return msgspec.structs.replace(
+            describe(ended), words="" if self._killed else self._last_words
+        )
 
     def _engine_restarts(self) -> bool:
         return monotonic() - self._away_at < RESTART_S_MAX

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from edgekit.contracts.errors import EdgekitError
 from edgekit.contracts.frames import Lane
@@ -18,8 +18,7 @@ from edgekit_runtime.spool import Spool
 from edgekit_runtime.twocopy import TwoCopy
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """Record, blobs and telemetry of one device; ``problem`` says why they could not be read."""
 
     record: DeploymentRecord

@@ -8,7 +8,8 @@ nobody sees is how accelerators are lost in the field.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from edgekit.contracts.errors import EdgekitError
 from edgekit.contracts.verdict import Outcome, Verdict
@@ -18,8 +19,7 @@ from edgekit_runtime.ports import Array, LoadedModel
 LABEL = "accelerate"  # of a bundle: the accelerator it was made for, e.g. tensorrt
 
 
-@dataclass(frozen=True)
-class Rung:
+class Rung(msgspec.Struct, frozen=True):
     """One way to run a model. ``load`` gets it ready; ``forget`` drops what was kept of it."""
 
     name: str
@@ -27,8 +27,7 @@ class Rung:
     forget: Callable[[], None] | None = None
 
 
-@dataclass(frozen=True)
-class Reported:
+class Reported(msgspec.Struct, frozen=True):
     """A model that says which rung it stands on, and why not on a higher one."""
 
     model: LoadedModel

@@ -16,9 +16,10 @@ there is no GPU and the parser and builder alone are wanted.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from edgekit.contracts.errors import BadInputError, ResourceError
 from edgekit_runtime.errors import UnsuitableError
@@ -31,8 +32,7 @@ BATCH_MAX = 64  # what `edgekit_runtime.predictor` feeds at once
 _OLDEST = (8, 5)  # before it engines are run by bindings, and only JetPack 4 has that
 
 
-@dataclass(frozen=True)
-class Adapter:
+class Adapter(msgspec.Struct, frozen=True):
     """How one range of versions is asked for the precisions that the graph states."""
 
     name: str
@@ -70,8 +70,7 @@ def adapter_for(version: str) -> Adapter:
     raise UnsuitableError(f"TensorRT {version} is newer than this agent", hint="update the agent")
 
 
-@dataclass(frozen=True)
-class Built:
+class Built(msgspec.Struct, frozen=True):
     """A serialized engine, and what the builder learnt about timing."""
 
     plan: bytes

@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from edgekit.stats import histogram
 from edgekit_runtime.guard import Flags
+from edgekit_runtime.kinds import Kind
 from edgekit_runtime.record import ModelRecord
-from edgekit_runtime.region import CAPACITY, Kind, Labels, Region
+from edgekit_runtime.region import CAPACITY, Labels, Region
 from edgekit_runtime.serving import Serving
 from edgekit_runtime.verdicts import Lately, Trial
 

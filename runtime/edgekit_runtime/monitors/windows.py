@@ -11,9 +11,10 @@ from edgekit.stats import histogram, probes
 from edgekit.stats.bins import CONFIDENCE_BINS
 from edgekit_runtime.contract_facts import class_count
 from edgekit_runtime.guard import Flags
+from edgekit_runtime.kinds import SHADOW_KINDS, Kind
 from edgekit_runtime.monitors import rules
 from edgekit_runtime.ports import Loaded
-from edgekit_runtime.region import AGREED, BROKE, CORRECT, SHADOW_KINDS, Kind, Labels
+from edgekit_runtime.region import AGREED, BROKE, CORRECT, Labels
 
 OVERFLOW_SUFFIX = "-overflow"  # identity of inferences counted while a ring was full
 _VIOLATION = int(Flags.INPUT_NAN | Flags.INPUT_RANGE | Flags.INPUT_AGE)

@@ -9,9 +9,10 @@ import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
+
+import msgspec
 
 from edgekit_runtime.pipelines.spec import Drop
 
@@ -25,23 +26,21 @@ class Outcome(str, Enum):
     RETURNED = "returned"  # the process ends; a source that can give it again should
 
 
-@dataclass(frozen=True)
-class Fate:
+class Fate(msgspec.Struct, frozen=True):
     """How an item ended."""
 
     outcome: Outcome
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(msgspec.Struct, frozen=True):
     """One thing to infer."""
 
     id: str  # the request's: sent again under it, it is counted once
     payload: Any  # bytes, or a camera's array
     size: int
     at: float  # Unix seconds, of arrival or capture
-    about: dict[str, Any] = field(default_factory=dict)  # for the sinks: topic, file, frame
+    about: dict[str, Any] = {}  # for the sinks: topic, file, frame
     settle: Callable[[Fate], None] = lambda _fate: None
 
 

@@ -15,7 +15,6 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -135,7 +134,7 @@ class _Kept:
             reason = f"its process ended: {child.last_words}"
         else:
             ending = supervision.describe_exit(code, who="its process")
-            reason = replace(ending, words=words).story
+            reason = msgspec.structs.replace(ending, words=words).story
         self.crashes.add(Ending(EndKind.CRASH, reason), now)
         return reason
 

@@ -10,9 +10,10 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
+
+import msgspec
 
 from edgekit.contracts.backoff import Backoff
 from edgekit.contracts.errors import EdgekitError, ResourceError, UnavailableError
@@ -23,8 +24,7 @@ RETRY_S_BASE, RETRY_S_MAX = 0.5, 30.0
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(msgspec.Struct, frozen=True):
     """One answer as JSON; ``done`` is called once, whatever becomes of it."""
 
     id: str

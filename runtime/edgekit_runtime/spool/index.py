@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from edgekit.contracts.frames import FrameHeader, Lane
 from edgekit.contracts.messages import Ack, Tombstone
@@ -18,8 +19,7 @@ def key(epoch: int, boot: int, lane: int) -> str:
     return f"{epoch}/{boot}/{lane}"
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True):
     """A stored frame that waits for its acknowledgement."""
 
     epoch: int

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -35,8 +34,7 @@ EPOCH_MAX = 2**53  # readers in other languages keep it in a double
 _SUFFIX = ".seg"
 
 
-@dataclass(frozen=True)
-class SpoolLimits:
+class SpoolLimits(msgspec.Struct, frozen=True):
     """Bounds of the spool."""
 
     bytes_max: int = 64 * 1024 * 1024

@@ -6,7 +6,8 @@ import os
 
 from edgekit_runtime.board import EDGES_S, Board, Grip
 from edgekit_runtime.disk import PosixDisk
-from edgekit_runtime.region import CAPACITY, Kind, Labels, Region
+from edgekit_runtime.kinds import Kind
+from edgekit_runtime.region import CAPACITY, Labels, Region
 from edgekit_runtime.session import Place
 from edgekit_runtime.shelf import OLD_REGIONS_MAX, Shelf
 

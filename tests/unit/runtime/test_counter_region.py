@@ -14,16 +14,8 @@ from edgekit_runtime.clock import SystemClock
 from edgekit_runtime.counting import Counting, peek_totals
 from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.journal import Journal, hash_id
-from edgekit_runtime.region import (
-    CAPACITY,
-    FILE_BYTES,
-    HEADER_BYTES,
-    RECORD,
-    Kind,
-    Labels,
-    Region,
-    Sight,
-)
+from edgekit_runtime.kinds import Kind
+from edgekit_runtime.region import CAPACITY, FILE_BYTES, HEADER_BYTES, RECORD, Labels, Region, Sight
 from edgekit_runtime.spool import Spool
 
 DISK, CLOCK = PosixDisk(), SystemClock()
@@ -221,7 +213,8 @@ def test_sigkilled_writer_leaves_every_committed_record(tmp_path):
     path = tmp_path / "1.rgn"
     Region.create(DISK, path, _labels()).close()
     script = (
-        "import sys\nfrom pathlib import Path\nfrom edgekit_runtime.region import Kind, Region\n"
+        "import sys\nfrom pathlib import Path\nfrom edgekit_runtime.kinds import Kind\n"
+        "from edgekit_runtime.region import Region\n"
         "region = Region(Path(sys.argv[1]))\n"
         "while True:\n"
         "    region.append(Kind.PREDICTION, request=1, time=1.0)\n"

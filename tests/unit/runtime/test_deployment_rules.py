@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
-import msgspec
 import pytest
+from msgspec.structs import replace
 
 from edgekit.contracts.messages import (
     Deployment,
@@ -46,7 +45,7 @@ def _desired(gen: int, digest: str, *, target: str = "t", token: str = "") -> tu
 
 def _record(**model: object) -> DeploymentRecord:
     base = ModelRecord(policy=POLICY, tries=2, test_tries=3)
-    return DeploymentRecord(gen=4, models={"m": msgspec.structs.replace(base, **model)})
+    return DeploymentRecord(gen=4, models={"m": replace(base, **model)})
 
 
 FACTS = Facts(targets=("t",))
@@ -185,12 +184,12 @@ def _desired_image(image: ImageRef = IMAGE, token: str = "") -> tuple[Desired, s
     desired, digest = _desired(5, V1, token=token)
     deployment = desired.deployments["m"]
     variant = VariantRef(digest=V1, repository="m", size=1, image=image)
-    changed = msgspec.structs.replace(deployment, variants={"t": variant})
-    return msgspec.structs.replace(desired, deployments={"m": changed}), digest
+    changed = replace(deployment, variants={"t": variant})
+    return replace(desired, deployments={"m": changed}), digest
 
 
 def _image_ref(image: ImageRef = IMAGE) -> SlotRef:
-    return msgspec.structs.replace(_ref(V1), image=image)
+    return replace(_ref(V1), image=image)
 
 
 def test_an_image_is_taken_where_containers_run_and_its_bundle_elsewhere():
@@ -205,7 +204,7 @@ def test_a_failure_of_one_image_says_nothing_of_another():
     record = _record(failed={V1: failure})
     (observe,) = plan(record, _desired_image(), ENGINE)
     assert "failed here" in observe.note
-    other = msgspec.structs.replace(IMAGE, digest="sha256:" + "8" * 64)
+    other = replace(IMAGE, digest="sha256:" + "8" * 64)
     assert isinstance(plan(record, _desired_image(other), ENGINE)[0], steps.Adopt)
     assert isinstance(plan(record, _desired_image(), FACTS)[0], steps.Adopt)  # the bundle itself
 

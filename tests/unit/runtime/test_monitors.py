@@ -29,9 +29,10 @@ from edgekit_runtime.counting import Counting
 from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.errors import GuardError
 from edgekit_runtime.guard import Flags
+from edgekit_runtime.kinds import Kind
 from edgekit_runtime.monitors import windows
 from edgekit_runtime.monitors.observer import Monitor
-from edgekit_runtime.region import CAPACITY, HEADER_BYTES, Kind, Region
+from edgekit_runtime.region import CAPACITY, HEADER_BYTES, Region
 from edgekit_runtime.screen import Screen
 from edgekit_runtime.session import Place, Session
 from edgekit_runtime.spool import Spool
@@ -149,7 +150,8 @@ def test_distributions_agree_with_counts_after_a_kill_at_any_instruction(tmp_pat
     hosted.counting.drain()
     script = (
         "import os, sys\nimport numpy as np\n"
-        "from edgekit_runtime.region import Kind, Region, Sight\n"
+        "from edgekit_runtime.kinds import Kind\n"
+        "from edgekit_runtime.region import Region, Sight\n"
         "from pathlib import Path\nfrom edgekit_runtime.journal import Journal\n"
         "region = Region(Path(sys.argv[1]))\njournal = Journal()\njournal.add(region)\n"
         "number = 0\n"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import pytest
 from agentkit import layouts
 from agentkit.device import Device, InlineJobs
@@ -38,7 +37,7 @@ def test_a_proven_bundle_that_fails_under_a_runtime_on_trial_is_not_blamed(devic
     blob = layouts.model_bytes(1)
     name = digest.hex_of(digest.of_bytes(blob))
     (tmp_path / "s/blobs/sha256" / name).write_bytes(blob[:-1] + b"?")
-    env = dataclasses.replace(device.deployer._env, runtime_on_trial=True)
+    env = msgspec.structs.replace(device.deployer._env, runtime_on_trial=True)
     on_trial = Deployer(env)
     with pytest.raises(RuntimeUnfitError, match="does not work here"):
         _settle(on_trial)

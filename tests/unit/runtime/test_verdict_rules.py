@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import msgspec
 import pytest
 from hypothesis import given
@@ -15,10 +13,11 @@ from edgekit.contracts.states import SlotState
 from edgekit.stats import histogram
 from edgekit_runtime import steps, verdicts
 from edgekit_runtime.disk import PosixDisk
+from edgekit_runtime.kinds import Kind
 from edgekit_runtime.monitors.figures import BurnCounter, TrialCounter, latency_before
 from edgekit_runtime.planner import Ended, Facts, plan
 from edgekit_runtime.record import DeploymentRecord, ModelRecord
-from edgekit_runtime.region import Kind, Labels, Region
+from edgekit_runtime.region import Labels, Region
 from edgekit_runtime.supervision import Ending, EndKind
 from edgekit_runtime.verdicts import Lately, Trial
 
@@ -65,7 +64,7 @@ def test_a_limit_that_was_not_judged_keeps_a_bundle_from_being_confirmed(policy,
     model = ModelRecord(state=SlotState.TRIAL, active=REF, policy=policy, tries=2)
     record = DeploymentRecord(gen=1, models={"m": model})
     for seconds, wanted in ((1e4, ()), (1e6, (steps.MarkUnproven("m"),))):
-        trials = {"m": dataclasses.replace(trial, n=5000, seconds=seconds)}
+        trials = {"m": msgspec.structs.replace(trial, n=5000, seconds=seconds)}
         facts = Facts(targets=("t",), loaded={"m": REF.content}, trials=trials)
         assert plan(record, None, facts) == ((steps.Confirm("m"),) if judged else wanted)
 
