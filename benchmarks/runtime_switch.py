@@ -11,7 +11,6 @@ judged; the time runs from that answer to the first one of the fallback. No brok
 
 from __future__ import annotations
 
-import http.server
 import os
 import socket
 import statistics
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import paho.mqtt.client as mqtt
+from artifact_server import artifacts
 from device import (
     CLASSES,
     FEATURES,
@@ -97,32 +97,6 @@ def _client(port: int, request: bytes, samples: list[Sample], stop: threading.Ev
     connection.close()
 
 
-@contextmanager
-def _artifacts(root: Path) -> Iterator[str]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path = root / "blobs" / "sha256" / self.path.rpartition(":")[2]
-            if not path.is_file():
-                self.send_error(404)
-                return
-            data = path.read_bytes()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 class _Orders:
     """What a manager would publish."""
 
@@ -180,7 +154,7 @@ def _run(folder: Path) -> tuple[list[Sample], list[tuple[float, float]]]:
         broker, port = free_port(), free_port()
         command = [sys.executable, "-m", "iotcore", "--port", str(broker), "--listen", "127.0.0.1"]
         stack.enter_context(running(command, broker))
-        orders = _Orders(broker, stack.enter_context(_artifacts(layout)), digests)
+        orders = _Orders(broker, stack.enter_context(artifacts(layout)), digests)
         stack.callback(orders.close)
         config = agent_config(folder, folder / "state", port, broker=broker)
         run = [sys.executable, "-m", "edgekit_runtime", "run", "--config", str(config)]
@@ -209,7 +183,7 @@ def _roll_backs(folder: Path) -> list[float]:
     ready = contract((1, FEATURES), CLASSES)
     layout = folder / "layout"
     digests = tuple(add_bundle(layout, small_model(), ready, version=str(n)).digest for n in (1, 2))
-    with _artifacts(layout) as url:
+    with artifacts(layout) as url:
 
         @contextmanager
         def orders_to(port: int) -> Iterator[Callable[[int], None]]:

@@ -17,13 +17,19 @@ from edgekit_runtime.desk import Desk
 from edgekit_runtime.errors import EngineError, is_memory
 from edgekit_runtime.follower import Follower
 from edgekit_runtime.predictor import Predictor
-from edgekit_runtime.region import Region
+from edgekit_runtime.region import Labels, Region
 from edgekit_runtime.samples import Source
 from edgekit_runtime.session import Place, Session
 from edgekit_runtime.wire import Channel, Frame, FrameKind
 
 if TYPE_CHECKING:
     from edgekit_runtime.upstream import Upstream
+
+
+def prepare() -> None:
+    """Done ahead: what msgspec looks up once, while requests would wait."""
+    for kind in (wire.Grant, wire.Division, Labels):
+        msgspec.json.Decoder(kind)
 
 
 class Holder:

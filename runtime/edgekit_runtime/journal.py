@@ -42,10 +42,10 @@ class _Book:
         first = max(0, head - CAPACITY)
         records = self.region.records(first, head)
         good = self.region.intact(first, head)  # read later: what was overwritten is not
-        for index in np.flatnonzero(good & (records["request"] != 0)):
-            self._note(
-                int(records["kind"][index]), int(records["request"][index]), first + int(index)
-            )
+        named = np.flatnonzero(good & (records["request"] != 0))
+        kinds, requests = records["kind"][named].tolist(), records["request"][named].tolist()
+        for position, kind, request in zip((first + named).tolist(), kinds, requests, strict=True):
+            self._note(kind, request, position)
 
     def append(  # noqa: PLR0917 - the hot path: each keyword costs
         self,

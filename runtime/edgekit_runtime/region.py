@@ -232,13 +232,18 @@ class Region:
 
     def records(self, first: int, last: int) -> npt.NDArray[np.void]:
         """Copy of the records at positions ``[first, last)``, oldest first."""
-        where = np.arange(first, last, dtype=np.int64) % CAPACITY
-        found: npt.NDArray[np.void] = self.ring[where]
-        return found
+        return self._between(first, last).copy()
+
+    def _between(self, first: int, last: int) -> npt.NDArray[np.void]:
+        """The records themselves, where they do not go around the end of the ring."""
+        start, end = first % CAPACITY, first % CAPACITY + max(0, last - first)
+        if end <= CAPACITY:
+            return self.ring[start:end]
+        return np.concatenate((self.ring[start:], self.ring[: end - CAPACITY]))
 
     def intact(self, first: int, last: int) -> npt.NDArray[np.bool_]:
         """Which records at ``[first, last)`` are really those of their positions."""
-        found = self.records(first, last)
+        found = self._between(first, last)
         laps = (np.arange(first, last, dtype=np.int64) // CAPACITY) & 0xFFFF
         result: npt.NDArray[np.bool_] = (found["lap"] == laps) & (found["kind"] > 0)
         return result
@@ -287,11 +292,12 @@ class Region:
         head = self.head
         if self.labels.shadow:
             return 0
-        first = max(0, head - CAPACITY)
-        good = np.flatnonzero(self.intact(first, head))
-        if good.size == 0:
-            return head if first == 0 else 0
-        newest = first + int(good[-1])
+        first, newest = max(0, head - CAPACITY), head - 1
+        if not self.intact(max(first, newest), head).any():  # as after a power cut
+            good = np.flatnonzero(self.intact(first, head))
+            if good.size == 0:
+                return head if first == 0 else 0
+            newest = first + int(good[-1])
         # Records hold the lower half of the count; the header's, which may be a little ahead or
         # (after a power cut) behind, says what is above.
         low, near = int(self.records(newest, newest + 1)["counted"][0]), self._words[_TOTAL]

@@ -30,7 +30,7 @@ import numpy as np
 
 from edgekit.contracts.errors import BadInputError, EdgekitError, ResourceError
 from edgekit.contracts.oci import LayoutReader
-from edgekit_runtime import bundles, engines, fitness, launch, predictor, process_facts, wire
+from edgekit_runtime import bundles, engines, fitness, launch, predictor, process_facts, quiet, wire
 from edgekit_runtime.board import Board
 from edgekit_runtime.bundles import Bundle
 from edgekit_runtime.errors import UnsuitableError, is_memory
@@ -56,6 +56,11 @@ def _serve(channel: Channel, opened: Bundle | None) -> None:
         channel.send(Frame(FrameKind.FAILED, msgspec.json.encode(_refusal(exc))))
         channel.receive()  # it hangs up
         return
+    from edgekit_runtime.holder import Holder  # noqa: PLC0415 - see _import_holder
+
+    gc.freeze()  # what is loaded stays: no collection is to walk through it
+    gc.enable()
+    quiet.end()  # from now on somebody may wait
     facts = wire.Facts(
         manifest=loaded.manifest,
         contract=loaded.contract,
@@ -63,10 +68,6 @@ def _serve(channel: Channel, opened: Bundle | None) -> None:
         expectation=loaded.expectation,
     )
     channel.send(Frame(FrameKind.LOADED, msgspec.json.encode(facts)))
-    from edgekit_runtime.holder import Holder  # noqa: PLC0415 - see _import_holder
-
-    gc.freeze()  # what is loaded stays: no collection is to walk through it
-    gc.enable()
     Holder(channel, order, board, loaded).run()
 
 
@@ -84,7 +85,9 @@ def _load(order: wire.Order, opened: Bundle | None) -> Predictor:
 
 def _import_holder() -> None:
     """While the engine makes its session, which does not need the interpreter."""
-    import edgekit_runtime.holder  # noqa: F401, PLC0415
+    from edgekit_runtime import holder  # noqa: PLC0415
+
+    holder.prepare()
 
 
 def _refusal(exc: EdgekitError | MemoryError) -> wire.Refusal:
@@ -109,10 +112,16 @@ def _end_with_agent(sock: socket.socket) -> NoReturn:
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
     poll.poll()
+    _end()
+
+
+def _end() -> NoReturn:
+    """Nothing of it is needed any more: nothing is torn down but by the kernel."""
+    quiet.fade()
     os._exit(0)
 
 
-def main(where: str, opened: Bundle | None = None) -> None:
+def main(where: str, opened: Bundle | None = None) -> NoReturn:
     """Serve the socket that ``where`` names: a descriptor's number, or a path.
 
     ``opened`` is what the agent will order first, if that was verified already.
@@ -128,6 +137,7 @@ def main(where: str, opened: Bundle | None = None) -> None:
     sock = launch.channel(where)
     threading.Thread(target=_end_with_agent, args=(sock,), daemon=True).start()
     _serve(Channel(sock), opened)
+    _end()
 
 
 if __name__ == "__main__":

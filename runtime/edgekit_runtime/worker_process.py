@@ -15,6 +15,7 @@ from typing import NamedTuple, NoReturn
 import msgspec
 
 from edgekit.contracts.errors import ResourceError
+from edgekit_runtime import quiet as idle
 from edgekit_runtime import supervision
 from edgekit_runtime.stderr import Said
 from edgekit_runtime.supervision import Ending
@@ -79,16 +80,23 @@ class WorkerProcess:
         return self._describe(code)
 
 
-def start() -> WorkerProcess:
+def start(*, quiet: bool) -> WorkerProcess:
     """A program of its own, which runs this agent's code from the same environment.
+
+    Args:
+        quiet: it gives way to everything else while it loads, see `edgekit_runtime.quiet`.
 
     Raises:
         ResourceError: no process or socket can be made.
     """
-    return _started(_spawn)
+    if not quiet or not idle.possible():
+        return _started(lambda ends: _spawn("edgekit_runtime.worker", ends))
+    started = _started(lambda ends: _spawn("edgekit_runtime.quiet_worker", ends))
+    idle.hush(started.pid)
+    return started
 
 
-def fork(main: Callable[[int], object]) -> WorkerProcess:
+def fork(main: Callable[[int], NoReturn]) -> WorkerProcess:
     """A fork of this process that does ``main`` with its socket, and nothing else.
 
     It is spared the start of a Python and what is imported already. Only for a process that has no
@@ -145,8 +153,8 @@ def pipe() -> tuple[int, int]:
     return said, says
 
 
-def _spawn(ends: _Ends) -> int:
-    command = [sys.executable, "-m", "edgekit_runtime.worker", str(_CHANNEL)]
+def _spawn(module: str, ends: _Ends) -> int:
+    command = [sys.executable, "-m", module, str(_CHANNEL)]
     # Nothing is inherited but what is copied here: a child that another thread starts at the same
     # time must not hold this worker's socket open.
     actions = [
@@ -157,14 +165,13 @@ def _spawn(ends: _Ends) -> int:
     return os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
 
 
-def _become(main: Callable[[int], object], ends: _Ends) -> NoReturn:
+def _become(main: Callable[[int], NoReturn], ends: _Ends) -> NoReturn:
     try:
         os.close(ends.ours)  # or the end of the agent would not be noticed
         os.close(ends.said)
         os.dup2(os.open(os.devnull, os.O_RDONLY), _STDIN)
         os.dup2(ends.says, _STDERR)
         main(ends.theirs)
-        os._exit(0)
     except BaseException:  # noqa: BLE001 - nothing may run on into the agent's own code
         traceback.print_exc()
     finally:

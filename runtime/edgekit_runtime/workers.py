@@ -12,6 +12,7 @@ import os
 import threading
 from pathlib import Path
 from time import monotonic, sleep
+from typing import NoReturn
 
 import msgspec
 
@@ -130,7 +131,7 @@ class WorkerHost:
             ResourceError: no process can be made.
         """
 
-        def main(channel: int) -> None:
+        def main(channel: int) -> NoReturn:
             from edgekit_runtime import worker  # noqa: PLC0415 - in the fork only
 
             worker.main(str(channel), opened)
@@ -140,13 +141,18 @@ class WorkerHost:
 
     def load(self, model: str, ref: SlotRef, policy: Policy, *, tested: bool) -> WorkerModel:
         """See `Host.load`."""
+        return self._load(model, ref, policy, tested=tested, quiet=tested)
+
+    def _load(
+        self, model: str, ref: SlotRef, policy: Policy, *, tested: bool, quiet: bool
+    ) -> WorkerModel:
         order = self._order(model, ref, policy, tested=tested)
         with self._lock:
             ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead.order != order:
             ahead.close()
             ahead = None
-        loading = ahead or _Loading(self._start(model, ref, policy), order)
+        loading = ahead or _Loading(self._start(model, ref, policy, quiet=quiet), order)
         try:
             facts = loading.wait(LOAD_S_MAX)
         except EdgekitError:
@@ -156,7 +162,7 @@ class WorkerHost:
 
     def replay(self, model: str, ref: SlotRef, policy: Policy, replay: Replay) -> None:
         """See `Host.replay`."""
-        loaded = self.load(model, ref, policy, tested=False)
+        loaded = self._load(model, ref, policy, tested=False, quiet=True)
         order = wire.Following(abs=replay.abs, rel=replay.rel, once=True)
         descriptors = (replay.samples, replay.region.descriptor)
         try:
@@ -202,9 +208,9 @@ class WorkerHost:
             socket=limits.socket if ref.image is None else "",
         )
 
-    def _start(self, model: str, ref: SlotRef, policy: Policy) -> WorkerHandle:
+    def _start(self, model: str, ref: SlotRef, policy: Policy, *, quiet: bool) -> WorkerHandle:
         if ref.image is None:
-            return self._held(worker_process.start())
+            return self._held(worker_process.start(quiet=quiet))
         if self._containers is None:
             raise UnsuitableError(
                 f"{model}: is an image, and no container engine is configured here",
