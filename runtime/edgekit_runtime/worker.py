@@ -38,6 +38,8 @@ from edgekit_runtime.predictor import Predictor
 from edgekit_runtime.stderr import Lossy
 from edgekit_runtime.wire import Channel, Frame, FrameKind
 
+_TURN_S = 1e-4  # between threads that want the interpreter, while one of them imports
+
 
 def _serve(channel: Channel, opened: Bundle | None) -> None:
     """Load what the agent orders, then do what it says until it hangs up."""
@@ -76,8 +78,11 @@ def _load(order: wire.Order, opened: Bundle | None) -> Predictor:
         _limit_memory(order.memory_bytes_max)
     if opened is None:
         opened = bundles.open_promised(LayoutReader(Path(order.root)), order.model, order.ref)
+    turn_s = sys.getswitchinterval()
+    sys.setswitchinterval(_TURN_S)
     threading.Thread(target=_import_holder, daemon=True).start()
     loaded = predictor.load(opened, threads=order.threads)
+    sys.setswitchinterval(turn_s)
     if order.tested:
         fitness.check_golden(loaded)
     return loaded
