@@ -8,6 +8,7 @@ Times are Unix seconds (float) by the sender's clock.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
@@ -23,6 +24,7 @@ from edgekit.contracts.states import DeviceState, SlotState
 SCHEMA = 1
 LATENCY_MS_MAX = 60_000.0  # above, the histogram has one bucket
 THREADS_MAX = 256
+CORES_MAX = 1024  # what sched_setaffinity(2) takes without being asked for more
 GROUP_MAX = 16  # models that change together
 
 
@@ -57,6 +59,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     stuck_s_min: float = 10.0  # declared cold start: no inference is called stuck before
     worker_bytes_max: int = 0  # memory of the process that holds the model; 0: no limit
     threads: int = 0  # of the engine, per inference; 0: as the device is configured
+    cores: tuple[int, ...] = ()  # of the device, that its worker runs on; (): as it is configured
+    overlap: bool = True  # false: no memory for two; what serves is unloaded first, and answers 503
     delta_fallback: DeltaFallback = DeltaFallback.FULL
     shadow: Shadow | None = None  # between self-test and trial, where something else serves
     split: Split | None = None  # likewise
@@ -346,8 +350,18 @@ def check_policy(policy: Policy) -> Policy:
         raise BadInputError(f"policy.worker_bytes_max: {policy.worker_bytes_max} is negative")
     if not 0 <= policy.threads <= THREADS_MAX:
         raise BadInputError(f"policy.threads: {policy.threads} is not in 0..{THREADS_MAX}")
-    shadows.check(policy.shadow, policy.split)
+    check_cores(policy.cores, "policy.cores")
+    shadows.check(policy.shadow, policy.split, overlap=policy.overlap)
     return policy
+
+
+def check_cores(cores: Sequence[int], what: str) -> None:
+    """Raises `BadInputError` unless these can be numbers of processor cores."""
+    if len(set(cores)) != len(cores) or not all(0 <= core < CORES_MAX for core in cores):
+        raise BadInputError(
+            f"{what}: {list(cores)} are not different numbers of 0..{CORES_MAX - 1}",
+            hint="numbers as in /proc/cpuinfo, for example [2, 3]",
+        )
 
 
 def _check_limits(policy: Policy) -> None:

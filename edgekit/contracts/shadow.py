@@ -66,8 +66,8 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     rel: float = REL
 
 
-def check(shadow: Shadow | None, split: Split | None) -> None:
-    """Return when both can be obeyed.
+def check(shadow: Shadow | None, split: Split | None, *, overlap: bool) -> None:
+    """Return when both can be obeyed; without ``overlap`` there is no memory for two bundles.
 
     Raises:
         BadInputError: names the field.
@@ -76,6 +76,11 @@ def check(shadow: Shadow | None, split: Split | None) -> None:
         raise BadInputError(
             "policy.split: not together with policy.shadow",
             hint="roll out once with the one, then with the other",
+        )
+    if not overlap and (split is not None or (shadow and shadow.mode is not ShadowMode.REPLAY)):
+        raise BadInputError(
+            "policy.overlap: false with a split or a live shadow, which hold two bundles",
+            hint='policy.shadow with mode "replay" needs memory for one',
         )
     if shadow is not None:
         _check_shadow(shadow)

@@ -85,6 +85,7 @@ def _limits(config: AgentConfig) -> WorkerLimits:
     serve = config.serve
     return WorkerLimits(
         threads=serve.threads,
+        cores=serve.cores,
         body_bytes_max=serve.body_bytes_max,
         bodies_bytes_max=serve.body_bytes_max * BODIES_MAX,
         requests_max=serve.requests_max,

@@ -170,6 +170,12 @@ class Besides:
         self._share(name, standing, 0.0)
         order = Replay(buffer.descriptor, companion.region, companion.abs, companion.rel)
         host = self._env.host
+        unloaded = None if model.policy.overlap else self._hosted.make_way(name)
+
+        def work() -> None:
+            if unloaded is not None:
+                unloaded()
+            host.replay(name, candidate, model.policy, order)
 
         def finish(done: Done) -> None:
             # `buffer` is named here so that its descriptor lives as long as the job.
@@ -192,9 +198,7 @@ class Besides:
             standing.companion = fresh
             self._hosted.serving(name).accompany(fresh)
 
-        self._jobs.start(
-            f"replay-{name}", lambda: host.replay(name, candidate, model.policy, order), finish
-        )
+        self._jobs.start(f"replay-{name}", work, finish)
 
     # --- what is -------------------------------------------------------------------------------
 

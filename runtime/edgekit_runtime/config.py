@@ -15,6 +15,8 @@
     [serve]
     socket = "/run/edgekit/agent.sock"   # default: <state_dir>/agent.sock
     port = 8471                          # loopback only; default: none
+    threads = 1                          # of the engine, per inference
+    cores = [2, 3]                       # that workers run on; default: all
     workers = true                       # false: only applications hold models (Session.open)
     sessions_max = 16                    # of applications at once; 0: none
     [spool]
@@ -37,6 +39,7 @@ manager, in the desired state.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,6 +63,7 @@ else:
     PipelineSpec = Any  # most devices have none: their start is spared the import
 
 ENV_PREFIX = "EDGEKIT_"
+_LISTS = ("targets", "cores")  # separated by commas in a variable
 SOCKET_PATH_BYTES_MAX = 107  # sun_path without its final zero (unix(7))
 SPOOL_BYTES_MIN = 2 * 1024 * 1024  # a few segments: below, eviction has nothing to choose from
 LOG_BYTES_MIN = 16 * 1024  # below, a traceback or two are all there is
@@ -91,6 +95,7 @@ class ServeSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     socket: Path | None = None
     port: int | None = None
     threads: int = 1  # of the engine, per inference
+    cores: tuple[int, ...] = ()  # that workers run on; (): all that the agent may
     body_bytes_max: int = 8 * 1024 * 1024
     requests_max: int = 64  # at once; more are told to come again (429)
     connections_max: int = 256
@@ -184,6 +189,8 @@ def check(document: Mapping[str, Any], what: str) -> AgentConfig:
     port = config.serve.port
     _require(port is None or 1 <= port <= 65535, what, f"[serve] port {port}")
     _require(config.serve.threads >= 1, what, f"[serve] threads {config.serve.threads}")
+    cores, found = config.serve.cores, os.sched_getaffinity(0)
+    _require(set(cores) <= found, what, f"[serve] cores {list(cores)}, here are {sorted(found)}")
     for key in ("requests_max", "connections_max", "client_s_max"):
         value = getattr(config.serve, key)
         _require(value > 0, what, f"[serve] {key} {value}")
@@ -264,4 +271,4 @@ def _override(document: dict[str, Any], environ: Mapping[str, str]) -> None:
                 continue
             table = document.setdefault(section, {})
             if isinstance(table, dict):
-                table[key] = value.split(",") if key == "targets" else value
+                table[key] = value.split(",") if key in _LISTS else value

@@ -49,7 +49,7 @@ class Deployer:
         self._trials: dict[str, TrialCounter] = {}
         self._burns = Burns(env.counting.beside)
         self._jobs = JobRunner(env.wake)
-        self._preparing = Preparation(env, self._kept, self._jobs)
+        self._preparing = Preparation(env, self._kept, self._hosted, self._jobs)
         self._besides = Besides(env, self._kept, self._hosted, self._preparing, self._jobs)
         self._preparing.withdrawn = self._besides.end
         self._tidy_at = env.clock.monotonic()
@@ -287,10 +287,15 @@ class Deployer:
         if self.record.clean:
             self._kept.save(msgspec.structs.replace(self.record, clean=False))
 
-        host = self._env.host
+        host, alone = self._env.host, not model.policy.overlap
+        # What fails on trial answers on until its fallback is loaded: with memory for two.
+        unloaded = self._hosted.make_way(step.model) if alone else None
 
         def work() -> Loaded:
-            return host.load(step.model, active, model.policy, tested=False)
+            if unloaded is not None:
+                unloaded()
+            # No second copy is ever loaded beside it for the golden set: now is the time.
+            return host.load(step.model, active, model.policy, tested=alone)
 
         self._jobs.start(
             f"load-{step.model}", work, lambda done: self._loaded(step, model, active, done)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from edgekit.contracts import digest as digests
-from edgekit.contracts.errors import EdgekitError
+from edgekit.contracts.errors import EdgekitError, ResourceError
 from edgekit.contracts.messages import DeviceEvent
 from edgekit.engine.ports import EngineAwayError
 from edgekit_runtime import process_facts
@@ -21,6 +21,7 @@ from edgekit_runtime.serving import Live, Serving
 from edgekit_runtime.supervision import Crashes, Ending, EndKind
 from edgekit_runtime.worker_model import WorkerModel
 
+UNLOAD_S_MAX = 60.0  # answers what it has, then ends; what hangs is killed before
 log = logging.getLogger(__name__)
 
 
@@ -70,6 +71,18 @@ class Hosted:
         region = self._env.counting.begin(labels)
         self.serving(name).switch(Live(loaded, region, model.active, model.slot))
         return region
+
+    def make_way(self, name: str) -> Callable[[], None]:
+        """Unload what serves ``name``; what waits until its memory is free, for a job's thread."""
+        serving = self.serving(name)
+        loaded = serving.live.loaded if serving.live is not None else None
+        serving.stop()
+
+        def wait() -> None:
+            if isinstance(loaded, WorkerModel) and not loaded.gone(UNLOAD_S_MAX):
+                raise ResourceError(f"{name}: what served was not unloaded in {UNLOAD_S_MAX:g} s")
+
+        return wait
 
     def take_ends(self) -> bool:
         """Stop serving with what has ended; whether anything has."""

@@ -18,6 +18,10 @@ class WorkerHandle(Protocol):
     channel: socket.socket
     pid: int  # as this process sees it; 0: it does not
 
+    @property
+    def leaving(self) -> bool:
+        """Whether it was hung up on."""
+
     def say_as(self, tag: str) -> None:
         """Call it ``tag`` in the log from now on."""
 

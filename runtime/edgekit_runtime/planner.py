@@ -219,9 +219,10 @@ def _assign(
 
 def _advance(name: str, model: ModelRecord, facts: Facts) -> list[Step]:
     active = model.active
-    if active is not None and facts.loaded.get(name) != active.content:
+    serves = active is not None and facts.loaded.get(name) == active.content
+    if active is not None and not serves and not _makes_way(model, facts):
         return _serve_again(name, model, facts)  # whatever else is to be done
-    if active is not None and (step := _doubt(name, model, facts)) is not None:
+    if serves and (step := _doubt(name, model, facts)) is not None:
         return [step]
     if model.state in PREPARING and model.candidate is not None:
         unfit = _unfit_candidate(name, model, model.candidate, facts)
@@ -231,6 +232,17 @@ def _advance(name: str, model: ModelRecord, facts: Facts) -> list[Step]:
     if model.state is SlotState.TRIAL:
         return _judge(name, model, facts.trials.get(name, Trial()))
     return []
+
+
+def _makes_way(model: ModelRecord, facts: Facts) -> bool:
+    """Whether what is active was unloaded for a candidate that is loaded, as its policy has it."""
+    candidate = model.candidate
+    return (
+        not model.policy.overlap
+        and model.state in PREPARING
+        and candidate is not None
+        and candidate.content in facts.ready
+    )
 
 
 def _doubt(name: str, model: ModelRecord, facts: Facts) -> Step | None:

@@ -17,6 +17,7 @@ from edgekit.engine.ports import EngineAwayError
 from edgekit_runtime.deployment import Change, Deployment, Environment
 from edgekit_runtime.downloads import Downloads, Meter, Metered
 from edgekit_runtime.errors import DeltaAwaitedError, UnsuitableError
+from edgekit_runtime.hosted import Hosted
 from edgekit_runtime.jobs import Done, JobRunner
 from edgekit_runtime.machine import Event
 from edgekit_runtime.ports import Loaded
@@ -28,9 +29,10 @@ from edgekit_runtime.supervision import Ending, EndKind
 class Preparation:
     """Belongs to the control thread."""
 
-    def __init__(self, env: Environment, kept: Deployment, jobs: JobRunner) -> None:
+    def __init__(self, env: Environment, kept: Deployment, hosted: Hosted, jobs: JobRunner) -> None:
         self._env = env
         self._kept = kept
+        self._hosted = hosted
         self._jobs = jobs
         self._attempts = Downloads(env.clock)
         self._ready: dict[str, Loaded] = {}
@@ -203,8 +205,11 @@ class Preparation:
             return
         self._kept.change(name, None, test_tries=model.test_tries - 1)
         host = self._env.host
+        unloaded = None if model.policy.overlap else self._hosted.make_way(name)
 
         def work() -> Loaded:
+            if unloaded is not None:
+                unloaded()
             return host.load(name, candidate, model.policy, tested=True)
 
         def finish(done: Done) -> None:

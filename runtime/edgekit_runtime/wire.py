@@ -83,6 +83,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     ref: SlotRef
     threads: int
+    cores: tuple[int, ...]  # to run on; (): all that this process may
     tested: bool  # replay the golden set first
     memory_bytes_max: int  # 0: no limit
     body_bytes_max: int

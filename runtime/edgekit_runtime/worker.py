@@ -74,6 +74,7 @@ def _serve(channel: Channel, opened: Bundle | None) -> None:
 
 
 def _load(order: wire.Order, opened: Bundle | None) -> Predictor:
+    _pin(order.cores)
     if order.memory_bytes_max:
         _limit_memory(order.memory_bytes_max)
     if opened is None:
@@ -101,6 +102,24 @@ def _refusal(exc: EdgekitError | MemoryError) -> wire.Refusal:
     kinds = (UnsuitableError, ResourceError, BadInputError)
     name = next((kind.__name__ for kind in kinds if isinstance(exc, kind)), "UnsuitableError")
     return wire.Refusal(error=name, message=exc.message, hint=exc.hint)
+
+
+def _pin(cores: tuple[int, ...]) -> None:
+    """Run on ``cores`` from here on, and whatever thread the engine starts.
+
+    Raises:
+        UnsuitableError: this device has none of them, or may not use them.
+    """
+    if not cores:
+        return
+    here = os.sched_getaffinity(0)
+    wanted = here.intersection(cores)
+    if not wanted:
+        raise UnsuitableError(
+            f"cores {list(cores)}: none of them is here, which has {sorted(here)}",
+            hint="other policy.cores, or none",
+        )
+    os.sched_setaffinity(0, wanted)
 
 
 def _limit_memory(bytes_max: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from edgekit.contracts.bundle import BundleManifest
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 LATENCIES_MAX = 512  # of the newest requests, for the p99
 CANARY_S = 10.0  # a worker without traffic for so long shows that it still computes
 REPLAY_LOOK_S = 0.2  # between looks at a worker that replays
+GONE_LOOK_S = 0.01  # between looks at a worker that is to end
 EXIT_S = 0.5  # a process that closed its socket has this long to end before it is killed
 OnFrame = Callable[["WorkerModel", Frame], None]
 OnEnd = Callable[["WorkerModel", Ending], None]
@@ -67,6 +68,15 @@ class WorkerModel:
         if self._ending is None and not self._shut:
             return self._process.ending()
         return self._ending
+
+    def gone(self, timeout_s: float) -> bool:
+        """Whether its process has ended, within ``timeout_s``; for a job's thread."""
+        end = monotonic() + timeout_s
+        while self._process.ending() is None:
+            if monotonic() > end:
+                return False
+            sleep(GONE_LOOK_S)
+        return True
 
     def close(self) -> None:
         """See `Loaded.close`. What is attached is first given up by the front."""

@@ -36,6 +36,11 @@ class WorkerProcess:
         self._said = Said(said, f"worker {pid}")
         self._hung_up_at: float | None = None
 
+    @property
+    def leaving(self) -> bool:
+        """See `WorkerHandle.leaving`."""
+        return self._hung_up_at is not None
+
     def say_as(self, tag: str) -> None:
         """See `WorkerHandle.say_as`."""
         self._said.tag = tag

@@ -41,6 +41,7 @@ class WorkerLimits(msgspec.Struct, frozen=True):
     """What each worker takes at once."""
 
     threads: int
+    cores: tuple[int, ...]  # that workers run on; (): all
     body_bytes_max: int
     bodies_bytes_max: int
     requests_max: int
@@ -137,7 +138,8 @@ class WorkerHost:
             worker.main(str(channel), opened)
 
         process = self._held(worker_process.fork(main))
-        self._ahead = _Loading(process, self._order(model, ref, policy, tested=False))
+        order = self._order(model, ref, policy, tested=not policy.overlap)  # as `load` is asked
+        self._ahead = _Loading(process, order)
 
     def load(self, model: str, ref: SlotRef, policy: Policy, *, tested: bool) -> WorkerModel:
         """See `Host.load`."""
@@ -152,6 +154,8 @@ class WorkerHost:
         if ahead is not None and ahead.order != order:
             ahead.close()
             ahead = None
+        if not policy.overlap:
+            self._settle()
         loading = ahead or _Loading(self._start(model, ref, policy, quiet=quiet), order)
         try:
             facts = loading.wait(LOAD_S_MAX)
@@ -171,6 +175,13 @@ class WorkerHost:
             )
         finally:
             loaded.close()
+
+    def _settle(self) -> None:
+        """Wait for workers that were told to end: there is no memory for them and another."""
+        with self._lock:
+            leaving = [worker for worker in self._started if worker.leaving]
+        for worker in leaving:
+            worker.wait(GRACE_S)
 
     def reap(self) -> None:
         """Collect workers that have ended; called now and then."""
@@ -198,6 +209,7 @@ class WorkerHost:
             model=model,
             ref=ref,
             threads=policy.threads or limits.threads,
+            cores=policy.cores or limits.cores,
             tested=tested,
             memory_bytes_max=policy.worker_bytes_max,
             body_bytes_max=limits.body_bytes_max,

@@ -138,6 +138,31 @@ def test_a_model_that_grows_beyond_its_limit_is_rolled_back_for_memory(world, wr
     wait_for(lambda: agent.infer("after")[0] == 200, what="v1 serves again")
 
 
+def test_a_worker_runs_on_the_cores_that_its_policy_names(world, writer):
+    agent, _ = _confirm_first(world, writer)
+    (first,) = workers(agent)
+    here = os.sched_getaffinity(0)
+    core = max(here)
+    _try_second(world, agent, writer.add(seed=2, version="2"), cores=(core, 900))
+    wait_for(lambda: first not in workers(agent), what="the old worker has ended")
+    (second,) = workers(agent)
+    threads = [int(each.name) for each in Path(f"/proc/{second}/task").iterdir()]
+    assert {core} in [os.sched_getaffinity(each) for each in threads]
+    assert os.sched_getaffinity(second) == {core}
+    assert os.sched_getaffinity(agent.process.pid) == here
+
+
+def test_a_bundle_for_cores_that_are_not_here_is_refused(world, writer):
+    _confirm_first(world, writer)
+    second = writer.add(seed=2, version="2")
+    policy = msgspec.structs.replace(LONG_TRIAL, cores=(900, 901))
+    world.manager.deploy("dev-1", second, release="v2", policy=policy)
+    wait_for(lambda: second in world.manager.model("dev-1").failed, what="refused")
+    model = world.manager.model("dev-1")
+    assert "cores [900, 901]: none of them is here" in model.failed[second].reason
+    assert model.active.version == "1"
+
+
 def test_a_killed_worker_of_a_proven_model_is_back_and_nothing_is_miscounted(world, writer):
     agent, answered = _confirm_first(world, writer)
     stop, failures = threading.Event(), []

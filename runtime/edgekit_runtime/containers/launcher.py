@@ -221,6 +221,11 @@ class ContainerWorker:
             self._killed = True
             threading.Thread(target=self._kill, name="kill", daemon=True).start()
 
+    @property
+    def leaving(self) -> bool:
+        """See `WorkerHandle.leaving`."""
+        return self._hung_up_at is not None
+
     def hang_up(self) -> None:
         """See `WorkerHandle.hang_up`."""
         self._hung_up_at = monotonic()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edgekit_runtime.engines.ladder import Rung
@@ -16,6 +16,7 @@ from edgekit_runtime.errors import UnsuitableError
 from edgekit_runtime.ports import Engine, LoadedModel
 
 CACHE_ENV = "EDGEKIT_ENGINE_CACHE"
+WORKSPACE_BYTES_MAX = 512 << 20  # scratch memory of a TensorRT build: a board's GPU has no own
 # Distributions that bring an engine's library, in the order they are looked for.
 _DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
@@ -98,12 +99,20 @@ def accelerated(name: str, model: Path, *, threads: int) -> list[Rung]:
 
         TensorRtEngine(_cache("tensorrt")).forget(model)
 
-    def by_cuda() -> LoadedModel:
-        from edgekit_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine  # noqa: PLC0415
+    def by_provider(name: str) -> Callable[[], LoadedModel]:
+        def load() -> LoadedModel:
+            from edgekit_runtime.engines import onnxruntime_engine as engine  # noqa: PLC0415
 
-        return OnnxRuntimeEngine("CUDAExecutionProvider").load(model, threads=threads)
+            cache = _cache("onnxruntime")
+            return engine.OnnxRuntimeEngine(name, cache=cache).load(model, threads=threads)
 
-    return [Rung("tensorrt", by_tensorrt, forget), Rung("onnxruntime-cuda", by_cuda)]
+        return load
+
+    return [
+        Rung("tensorrt", by_tensorrt, forget),
+        Rung("onnxruntime-tensorrt", by_provider("TensorrtExecutionProvider")),
+        Rung("onnxruntime-cuda", by_provider("CUDAExecutionProvider")),
+    ]
 
 
 def versions() -> dict[str, str]:

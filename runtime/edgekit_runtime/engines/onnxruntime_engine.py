@@ -9,11 +9,13 @@ from typing import Any
 import onnxruntime as ort
 
 from edgekit.contracts.errors import BadInputError
+from edgekit_runtime.engines import WORKSPACE_BYTES_MAX
 from edgekit_runtime.engines.text import first_line
 from edgekit_runtime.errors import EngineError, UnsuitableError
 from edgekit_runtime.ports import Array, LoadedModel
 
-_CPU = "CPUExecutionProvider"
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_TENSORRT = "TensorrtExecutionProvider"
 _LEVELS = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -26,8 +28,12 @@ class OnnxRuntimeEngine:
 
     name = "onnxruntime"
 
-    def __init__(self, provider: str = _CPU, *, level: str = "extended") -> None:
+    def __init__(
+        self, provider: str = _CPU, *, level: str = "extended", cache: Path | None = None
+    ) -> None:
         """On ``provider``; ``level`` of graph optimization: ``extended`` or ``all``.
+
+        The TensorRT provider keeps its engines in ``cache``; without it, it builds them each time.
 
         Level "all" adds layout changes that depend on the machine, so that outputs are a little
         off those of another: bundles that were measured with it ask for it.
@@ -36,6 +42,7 @@ class OnnxRuntimeEngine:
             raise UnsuitableError(f"onnxruntime {ort.__version__} has no {provider}")
         self._provider = provider
         self._level = _LEVELS[level]
+        self._cache = cache
         self.version: str = ort.__version__
         ort.disable_telemetry_events()
         ort.set_default_logger_severity(_LOG_FATAL)
@@ -57,8 +64,7 @@ class OnnxRuntimeEngine:
         # Spinning threads burn a small device's only cores between two inferences.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            providers = list(dict.fromkeys((self._provider, _CPU)))
-            session = ort.InferenceSession(str(path), options, providers=providers)
+            session = ort.InferenceSession(str(path), options, providers=self._providers())
         except Exception as exc:  # onnxruntime raises a dozen unrelated classes, even RuntimeError
             raise BadInputError(
                 f"{path}: onnxruntime {self.version} cannot load this model: {first_line(exc)}",
@@ -68,6 +74,20 @@ class OnnxRuntimeEngine:
             # It falls back to the CPU by itself, silently: who asks for a GPU wants to know.
             raise UnsuitableError(f"onnxruntime: {self._provider} does not start on this device")
         return _OnnxModel(session)
+
+    def _providers(self) -> list[str | tuple[str, dict[str, str]]]:
+        """Ours first; what it does not take of a graph goes to the next."""
+        if self._provider == _CPU:
+            return [_CPU]
+        if self._provider != _TENSORRT:
+            return [self._provider, _CPU]
+        options = {"trt_max_workspace_size": str(WORKSPACE_BYTES_MAX)}
+        if self._cache is not None:
+            self._cache.mkdir(parents=True, exist_ok=True)
+            path = str(self._cache)
+            options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": path}
+            options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": path}
+        return [(_TENSORRT, options), _CUDA, _CPU]
 
 
 class _OnnxModel:

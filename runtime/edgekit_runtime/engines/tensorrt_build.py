@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgekit.contracts.errors import BadInputError, ResourceError
+from edgekit_runtime.engines import WORKSPACE_BYTES_MAX
 from edgekit_runtime.errors import UnsuitableError
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-WORKSPACE_BYTES_MAX = 512 << 20  # scratch memory of a build; the GPU's memory is the device's own
 BATCH_MAX = 64  # what `edgekit_runtime.predictor` feeds at once
 _OLDEST = (8, 5)  # before it engines are run by bindings, and only JetPack 4 has that
 

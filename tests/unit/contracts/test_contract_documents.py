@@ -12,6 +12,7 @@ from edgekit.contracts.errors import (
     ResourceError,
     translate_os_errors,
 )
+from edgekit.contracts.shadow import Shadow
 
 
 def test_canonical_bytes_do_not_depend_on_insertion_order():
@@ -141,6 +142,12 @@ def test_policy_thresholds_are_refused_when_written():
         messages.check_policy(messages.Policy(error_rate_max=math.nan))
     with pytest.raises(BadInputError, match="trial_tries"):
         messages.check_policy(messages.Policy(trial_tries=0))
+    live = messages.Policy(overlap=False, shadow=Shadow(agreement_min=0.9))
+    with pytest.raises(BadInputError, match=r"policy\.overlap"):
+        messages.check_policy(live)
+    for cores in ((2, 2), (-1,), (1024,)):
+        with pytest.raises(BadInputError, match=r"policy\.cores"):
+            messages.check_policy(messages.Policy(cores=cores))
 
 
 def test_os_errors_become_the_right_branch_of_the_tree(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -22,6 +24,9 @@ def test_load_reads_defaults_and_environment(tmp_path):
     assert found.device.tenant == "default"
     assert found.broker.port == 1999
     assert found.device.targets == ("a", "b")
+    assert found.serve.cores == ()
+    core = min(os.sched_getaffinity(0))
+    assert _load(tmp_path, GOOD, EDGEKIT_SERVE_CORES=str(core)).serve.cores == (core,)
     assert found.socket_path == tmp_path / "state" / "agent.sock"
     assert found.address.identity == f"default/{found.address.shard}/dev-1"
 
@@ -35,6 +40,7 @@ def test_load_reads_defaults_and_environment(tmp_path):
         (GOOD + "[brocker]\nport = 1\n", "brocker"),
         (GOOD + "[broker]\nport = 70000\n", "port 70000"),
         (GOOD + "[serve]\nport = 0\n", "port 0"),
+        (GOOD + "[serve]\ncores = [5000]\n", "cores \\[5000\\], here are"),
         (GOOD + "[serve]\nsessions_max = -1\n", "sessions_max -1"),
         (GOOD + "[serve]\nsessions_max = 0\nworkers = false\n", "nothing could hold a model"),
         (

@@ -34,6 +34,7 @@ def parts(engine, tmp_path):
     slots = ImageSlots(engine, launcher, "me")
     limits = WorkerLimits(
         threads=1,
+        cores=(),
         body_bytes_max=1000,
         bodies_bytes_max=1000,
         requests_max=8,

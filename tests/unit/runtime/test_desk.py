@@ -20,7 +20,7 @@ NUMBERS = 8
 ASK = b"POST /v2/models/m/infer HTTP/1.1\r\ncontent-length: 1\r\n\r\nx"
 ELSEWHERE = b"GET /metrics HTTP/1.1\r\n\r\n"
 ORDER = wire.Order(
-    root="/", model="m", threads=1, tested=False, memory_bytes_max=0, body_bytes_max=1000,
+    root="/", model="m", threads=1, cores=(), tested=False, memory_bytes_max=0, body_bytes_max=1000,
     bodies_bytes_max=1000, requests_max=2, connections_max=NUMBERS, client_s_max=30.0,
     ref=SlotRef(digest="d", version="1", target="t", release="r", rollout="o", wave=0),
 )  # fmt: skip

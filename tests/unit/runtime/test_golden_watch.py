@@ -8,7 +8,7 @@ import pytest
 from agentkit import layouts
 from agentkit.hosts import LocalHost
 
-from edgekit.contracts.messages import ClockQuality, SlotRef
+from edgekit.contracts.messages import ClockQuality, Policy, SlotRef
 from edgekit.contracts.states import SlotState
 from edgekit_runtime import golden_watch
 from edgekit_runtime.disk import PosixDisk
@@ -82,11 +82,13 @@ def test_outcome_is_told_and_an_engine_change_is_noticed_at_the_next_start(tmp_p
             engines={"onnxruntime": version}, emit=events.append, wake=lambda: None,
         )  # fmt: skip
 
-    def record(digest):
+    def record(digest, *, overlap=True):
         ref = SlotRef(
             digest=digest, version="1", target="x86-64-v3", release="r", rollout="o", wave=0
         )
-        model = ModelRecord(state=SlotState.CONFIRMED, active=ref, confirmed=True)
+        model = ModelRecord(
+            state=SlotState.CONFIRMED, active=ref, confirmed=True, policy=Policy(overlap=overlap)
+        )
         return DeploymentRecord(models={"meter": model})
 
     clock = Clock()
@@ -98,3 +100,5 @@ def test_outcome_is_told_and_an_engine_change_is_noticed_at_the_next_start(tmp_p
     detail = _run(watch("2"), record(bad), events)
     assert detail.startswith("engine changed: meter ")
     assert "failed: golden set" in detail
+    alone = record(bad, overlap=False)  # no second copy is loaded beside the first
+    assert "policy.overlap is false" in _run(watch("3"), alone, events)

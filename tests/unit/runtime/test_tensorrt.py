@@ -144,6 +144,7 @@ def test_a_bundle_for_a_jetson_serves_without_one_and_says_why(tmp_path):
     found = predictor.load(bundle)
     assert found.model.facts["accelerator"] == "onnxruntime"
     assert "tensorrt: " in found.model.facts["refused"]
+    assert "onnxruntime-tensorrt: " in found.model.facts["refused"]
     assert "onnxruntime-cuda: " in found.model.facts["refused"]
     assert found.replay_golden(bundle.golden).outcome is Outcome.PASS
 
