@@ -162,15 +162,17 @@ def candidates_for(target: TargetProfile, structure: Structure) -> tuple[Candida
     if DYNAMIC_OPS & set(structure.ops):
         # What inputs will be is known in each run only: the worst case is that they fill the range.
         reduce, mark = (Reduce.ALWAYS, "-rr") if target.reduce_range else (Reduce.NEVER, "")
-        found.append(
+        found += [
             Candidate(
-                name=f"int8-dynamic{mark}",
+                name=f"int8-dynamic{grain}{mark}",
                 precision="int8",
                 scheme=Scheme.DYNAMIC,
                 ops=Ops.WEIGHTS,
+                per_channel=not grain,
                 reduce_range=reduce,
             )
-        )
+            for grain in ("", "-pt")  # per channel an LSTM is nearer to float, and a sixth slower
+        ]
     found.append(
         Candidate(name="weights8", precision="w8", scheme=Scheme.WEIGHT_ONLY, ops=Ops.WEIGHTS)
     )

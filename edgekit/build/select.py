@@ -23,7 +23,8 @@ class Figures:
     """What the tuning split said about one candidate.
 
     ``expected`` is the drop as the evaluation split would show it, were its samples like those of
-    the tuning split: the bound that the gate will hold against the budget. ``noise`` is the
+    the tuning split: the bound that the gate will hold against the budget, and any later look at
+    other data, with room for what differs between sets by chance. ``noise`` is the
     distance of the scored output from the original's, relative to its size.
     """
 
