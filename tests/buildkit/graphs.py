@@ -25,6 +25,7 @@ def classifier(
     opset: int = 17,
     constants: bool = False,
     row_bias: bool = False,
+    added_bias: bool = False,  # by a node of its own, as exporters write it
     softmax: bool = True,
     batch: int | str = "batch",
     hidden: int = HIDDEN,
@@ -42,8 +43,13 @@ def classifier(
     nodes = [
         helper.make_node("MatMul", ["x", "first"], ["m"]),
         helper.make_node("Relu", ["m"], ["f"]),
-        helper.make_node("Gemm", ["f", "head", "bias"], ["z" if softmax else "y"]),
     ]
+    scores = "z" if softmax else "y"
+    if added_bias:
+        nodes.append(helper.make_node("MatMul", ["f", "head"], ["p"]))
+        nodes.append(helper.make_node("Add", ["p", "bias"], [scores]))
+    else:
+        nodes.append(helper.make_node("Gemm", ["f", "head", "bias"], [scores]))
     if softmax:
         nodes.append(helper.make_node("Softmax", ["z"], ["y"], axis=1))
     tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]

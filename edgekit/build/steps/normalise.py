@@ -51,9 +51,6 @@ def normalise(source: Path, target: Path, scratch: Path) -> tuple[list[str], Str
     folded = _fold_constants(model)
     if folded:
         notes.append(f"{folded} Constant nodes became initializers")
-    squeezed = _squeeze_gemm_bias(model)
-    if squeezed:
-        notes.append(f"{squeezed} Gemm biases of shape (1, N) became (N)")
     model = _infer_shapes(model, notes)
     plain = scratch / "plain.onnx"
     onnx.save(model, plain)
@@ -71,6 +68,9 @@ def normalise(source: Path, target: Path, scratch: Path) -> tuple[list[str], Str
         notes.append(f"left without ONNX Runtime's pre-processing: {type(exc).__name__}: {exc}")
         plain.replace(target)
     model = onnx.load(target)
+    squeezed = _squeeze_gemm_bias(model)  # after the fusions, which make such Gemms
+    if squeezed:
+        notes.append(f"{squeezed} Gemm biases of shape (1, N) became (N)")
     name_nodes(model)
     onnx.save(model, target)
     return notes, structure_of(model)

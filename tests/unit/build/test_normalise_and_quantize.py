@@ -13,6 +13,7 @@ CASES = {
     "old opset": {"opset": 11},
     "weights as Constant nodes": {"constants": True},
     "bias of shape (1, N)": {"row_bias": True},
+    "added bias of shape (1, N)": {"row_bias": True, "added_bias": True},
     "all at once": {"opset": 11, "constants": True, "row_bias": True},
 }
 
@@ -31,6 +32,8 @@ def test_normalised_model_computes_the_same(tmp_path, case):
     model = onnx.load(made)
     assert model.opset_import[0].version == OPSET
     assert not any(node.op_type == "Constant" for node in model.graph.node)
+    biases = {node.input[2] for node in model.graph.node if node.op_type == "Gemm"}
+    assert {len(t.dims) for t in model.graph.initializer if t.name in biases} == {1}
     assert notes
     assert [layer.op for layer in structure.layers] == ["MatMul", "Gemm"]
     assert not structure.quantized

@@ -21,6 +21,7 @@ TRAPS = {
     "old opset, which has no per-channel attribute": {"opset": 11},
     "weights as Constant nodes": {"constants": True},
     "Gemm bias of shape (1, N)": {"row_bias": True},
+    "added bias of shape (1, N)": {"row_bias": True, "added_bias": True},
     "all at once": {"opset": 11, "constants": True, "row_bias": True},
 }
 EVERY = [*(static(ops) for ops in Ops if ops is not Ops.CONV), DYNAMIC, STORED, FP16]
