@@ -107,6 +107,11 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
         return plain and not self.layout
 
     @property
+    def is_float_otherwise(self) -> bool:
+        """Whether it is the registered model in full precision, by another engine or layout."""
+        return self.scheme is Scheme.NONE and not self.unquantized
+
+    @property
     def engine_options(self) -> dict[str, str]:
         """How the engine is to run it, beside its defaults."""
         return {"graph_optimization": "all"} if self.layout else {}

@@ -119,6 +119,11 @@ def _by_slice(
     return tuple(found)
 
 
+def can_pass(budget: QualityBudget, n: int) -> bool:
+    """Whether ``n`` samples could show that ``budget`` is kept, if not one score changed."""
+    return n >= _needed(metric_of(budget.metric), budget)
+
+
 def _needed(metric: Metric, budget: QualityBudget) -> int:
     if metric.bound is bounds.Bound.EXACT:
         return bounds.samples_to_resolve(budget.drop_max, budget.confidence)

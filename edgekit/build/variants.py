@@ -13,7 +13,7 @@ from edgekit.build import derive, search, select
 from edgekit.build.candidates import Candidate, by_nncf, candidates_for
 from edgekit.build.final import Finisher, at_look, subject_of
 from edgekit.build.host import Host
-from edgekit.build.judge import compare
+from edgekit.build.judge import can_pass, compare
 from edgekit.build.measure import (
     CandidateError,
     Measured,
@@ -30,6 +30,10 @@ from edgekit.contracts import digest
 from edgekit.contracts.errors import GateFailedError
 from edgekit.contracts.verdict import Outcome, Verdict
 
+_KEPT_LOOK = (
+    "not looked at: the evaluation data are too few for another look, and the last one that can "
+    "prove anything is kept for the model in full precision"
+)
 _MEASURED_AT_ONCE = 2  # where nothing is timed; each is a process of its own
 
 
@@ -121,19 +125,30 @@ class VariantBuilder:
         """The first of ``order`` that passes its gates; the last one judged when none does."""
         result: Chosen | None = None
         look = 0
+        faster_floats = any(trial.figures.candidate.is_float_otherwise for trial in order)
         for trial in order:
+            candidate = trial.figures.candidate
+            kept = faster_floats and not (candidate.unquantized or candidate.is_float_otherwise)
+            if kept and self._is_last_look(look):
+                records[candidate] = record(trial, "passed_over", _KEPT_LOOK)
+                continue
             unseen = self.finisher.fails_unseen(state.target, trial, state.original)
             if unseen is not None and (result is not None or trial is not order[-1]):
-                records[trial.figures.candidate] = _failed(trial, unseen)
+                records[candidate] = _failed(trial, unseen)
                 continue
             result = self.finisher.finish(state.target, trial, state.original, look=look)
             if result.outcome is Outcome.PASS:
                 return result
             why = next(v for v in result.verdicts if v.outcome is not Outcome.PASS)
-            records[trial.figures.candidate] = _failed(trial, why)
+            records[candidate] = _failed(trial, why)
             look += 1
         assert result is not None  # the last of order is judged when no other was
         return result
+
+    def _is_last_look(self, look: int) -> bool:
+        """Whether a later look at the evaluation data could prove nothing, whatever it showed."""
+        later = at_look(self.study.contract, look + 1).quality
+        return not can_pass(later, self.study.evaluation_n)
 
     def _first_round(self, target: TargetProfile) -> _Round:
         """Quantize and measure the fixed set that every search begins with."""
