@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from edgekit.contracts.messages import SlotRef
 from edgekit.contracts.oci import LayoutReader
 from edgekit.contracts.verdict import Outcome
 from edgekit_runtime import bundles, engines, predictor
 from edgekit_runtime.bundles import Bundle
-from edgekit_runtime.errors import UnsuitableError
+from edgekit_runtime.errors import EngineError, UnsuitableError
 from edgekit_runtime.predictor import Predictor
 
 
@@ -27,6 +29,17 @@ def open_fit(blobs: LayoutReader, model: str, ref: SlotRef) -> Bundle:
 def load(blobs: LayoutReader, model: str, ref: SlotRef, threads: int) -> Predictor:
     """A predictor of a bundle that passed before. Raises like `open_fit`."""
     return predictor.load(bundles.open_promised(blobs, model, ref), threads=threads)
+
+
+def warm_up(loaded: Predictor) -> None:
+    """Run a model before it meets traffic: its golden set, or once if it has none.
+
+    Raises like `check_golden`.
+    """
+    if loaded.bundle.golden is None:
+        with contextlib.suppress(EngineError):  # an input that we make up proves nothing
+            loaded.model.run(loaded.canary())
+    check_golden(loaded)
 
 
 def check_golden(loaded: Predictor) -> None:

@@ -27,7 +27,8 @@ class Flags(IntFlag):
     OUTPUT_NAN = 8
     INPUT_AGE = 128  # an input is older than the contract allows, or its age was not told
     STALE = 16  # answered by another bundle than the device has active; only where embedded
-    SHADOW_DISAGREED = 32  # reserved: a candidate that saw the same input answered otherwise
+    # Reserved: a candidate in the shadow answers after the answer is out, so no answer can say it.
+    SHADOW_DISAGREED = 32
 
     @property
     def violation(self) -> bool:
@@ -141,10 +142,25 @@ def _check_shape(spec: InputSpec, array: Array, dims: dict[str, int]) -> None:
         fits = fits and found == expected
     if not fits:
         wanted = ", ".join(str(dim) for dim in spec.shape)
+        layout = f" in layout {spec.layout}" if spec.layout else ""
         raise GuardError(
-            f"input {spec.name!r}: shape {list(shape)}, the contract wants [{wanted}]",
+            f"input {spec.name!r}: shape {list(shape)}, the contract wants [{wanted}]{layout}",
+            hint="this looks like another layout: reorder the axes"
+            if _permuted(spec, shape)
+            else None,
             tensor=spec.name,
         )
+
+
+def _permuted(spec: InputSpec, shape: tuple[int, ...]) -> bool:
+    """Whether the dimensions that are fixed are all there, in another order."""
+    left = list(shape)
+    for want in spec.shape:
+        if isinstance(want, int):
+            if want not in left:
+                return False
+            left.remove(want)
+    return len(shape) == len(spec.shape) > 2
 
 
 def _check_values(spec: InputSpec, array: Array) -> Flags:

@@ -85,7 +85,7 @@ def _load(order: wire.Order, opened: Bundle | None) -> Predictor:
     loaded = predictor.load(opened, threads=order.threads)
     sys.setswitchinterval(turn_s)
     if order.tested:
-        fitness.check_golden(loaded)
+        fitness.warm_up(loaded)
     return loaded
 
 

@@ -28,6 +28,17 @@ def test_check_passes_what_keeps_the_contract():
     assert guard.check(_contract(), _row(1, 2, 3, 100)) is Flags.NONE
 
 
+def test_another_layout_is_told_from_another_shape():
+    contract = _contract(shape=("n", 3, 8, 8), layout="NCHW")
+    assert guard.check(contract, {"x": np.zeros((2, 3, 8, 8), np.float32)}) is Flags.NONE
+    with pytest.raises(GuardError, match="in layout NCHW") as wrong:
+        guard.check(contract, {"x": np.zeros((2, 8, 8, 3), np.float32)})
+    assert "another layout" in wrong.value.hint
+    with pytest.raises(GuardError, match="in layout NCHW") as wrong:
+        guard.check(contract, {"x": np.zeros((2, 3, 8, 9), np.float32)})
+    assert wrong.value.hint is None
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
