@@ -232,7 +232,8 @@ class Region:
 
     def records(self, first: int, last: int) -> npt.NDArray[np.void]:
         """Copy of the records at positions ``[first, last)``, oldest first."""
-        return self._between(first, last).copy()
+        found: npt.NDArray[np.void] = self._between(first, last).copy()
+        return found
 
     def _between(self, first: int, last: int) -> npt.NDArray[np.void]:
         """The records themselves, where they do not go around the end of the ring."""
