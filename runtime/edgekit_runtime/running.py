@@ -1,8 +1,7 @@
 """``edgekit-agent run``: from the configuration to a device that serves.
 
-The order is what makes the start short. The worker was started before this module was imported
-(`prestart`); it gets its order before the agent imports the rest of itself, so that both go on at
-once.
+The order is what makes the start short: the first worker is forked (`ahead`) before the agent
+imports the rest of itself, so that both go on at once.
 """
 
 from __future__ import annotations
