@@ -221,10 +221,8 @@ def _calls(lines: Iterable[str]) -> Iterator[tuple[str, str, str, str]]:
         if text.endswith("<unfinished ...>"):
             begun[thread] = text.removesuffix("<unfinished ...>")
             continue
-        if text.startswith("<... ??? resumed>"):
-            # Its process has ended; strace no longer knows in which call. It did not return.
-            begun.pop(thread, None)
-            continue
+        if text.startswith("<... ??? resumed>") and thread not in begun:
+            continue  # its process has ended in a call that is not traced
         if text.startswith("<... "):
             text = begun.pop(thread) + text.partition(" resumed>")[2]
         call = _CALL.fullmatch(text)
