@@ -218,11 +218,13 @@ def _calls(lines: Iterable[str]) -> Iterator[tuple[str, str, str, str]]:
         thread, text = _LINE.fullmatch(line.rstrip("\n")).groups()
         if text.startswith(("+++", "---")):
             continue
+        if text.startswith("???("):
+            continue  # its process had ended before strace could ask which call that was to be
         if text.endswith("<unfinished ...>"):
             begun[thread] = text.removesuffix("<unfinished ...>")
             continue
         if text.startswith("<... ??? resumed>") and thread not in begun:
-            continue  # its process has ended in a call that is not traced
+            continue
         if text.startswith("<... "):
             text = begun.pop(thread) + text.partition(" resumed>")[2]
         call = _CALL.fullmatch(text)
