@@ -48,6 +48,11 @@ class Site:
         path.write_text(json.dumps(spec))
         self.command("fleet", "rollout", "start", str(path))
         wait_for(lambda: self.confirmed(name), f"{name} on the device", timeout_s=90)
+        # It soaks a little longer than the device takes; the next one has to wait for that.
+        wait_for(lambda: self.succeeded(name), f"{name} has succeeded", timeout_s=90)
+
+    def succeeded(self, name):
+        return self.manager.get(f"/rollouts/{name}")["status"] == "succeeded"
 
     def confirmed(self, release):
         self.agent.infer(None)
