@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import msgspec
 import numpy as np
@@ -15,8 +16,7 @@ from edgekit.stats import bounds
 from edgekit.stats.bounds import Drop
 from edgekit.stats.metrics import Metric, metric_of
 
-_ASSURANCE_Z = 1.2816  # normal quantile: what is foretold holds nine times in ten
-_ONE_SIDED_95_Z = 1.6449
+_ASSURANCE = 0.9  # how often what is foretold holds, by the normal approximation
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def compare(
     spread = np.arange(expected_n) * rows // expected_n
     expected = metric.drop(scores[0][spread], scores[1][spread], confidence=budget.confidence)
     # … but for what differs by chance between two sets: who passes by luck fails in the field.
-    chance = _ASSURANCE_Z * _deviation(scores, expected) * np.sqrt(1.0 / rows + 1.0 / expected_n)
+    deviation = _deviation(scores, expected, budget.confidence)
+    chance = _z(_ASSURANCE) * deviation * np.sqrt(1.0 / rows + 1.0 / expected_n)
     expected = msgspec.structs.replace(expected, upper=expected.upper + float(chance))
     return Comparison(
         drop=drop,
@@ -91,7 +92,11 @@ def compare(
     )
 
 
-def _deviation(scores: tuple[Array, Array], drop: Drop) -> float:
+def _z(share: float) -> float:
+    return NormalDist().inv_cdf(share)
+
+
+def _deviation(scores: tuple[Array, Array], drop: Drop, confidence: float) -> float:
     """Standard deviation of one sample's part in a drop; 0 when no score changes."""
     before, after = scores
     if np.array_equal(before, after):
@@ -99,7 +104,7 @@ def _deviation(scores: tuple[Array, Array], drop: Drop) -> float:
     if before.ndim == 1:
         return float(np.std(before.astype(np.float64) - after))
     # A pooled metric has no parts: what its bootstrap says of so many samples.
-    return (drop.upper - drop.estimate) / _ONE_SIDED_95_Z * float(np.sqrt(drop.n))
+    return (drop.upper - drop.estimate) / _z(confidence) * float(np.sqrt(drop.n))
 
 
 def _by_slice(

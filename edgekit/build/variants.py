@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 import msgspec
 
@@ -125,7 +126,9 @@ class VariantBuilder:
         """The first of ``order`` that passes its gates; the last one judged when none does."""
         result: Chosen | None = None
         look = 0
-        faster_floats = any(trial.figures.candidate.is_float_otherwise for trial in order)
+        # The original itself needs no look: what comes after it is never asked.
+        ahead = takewhile(lambda trial: not trial.figures.candidate.unquantized, order)
+        faster_floats = any(trial.figures.candidate.is_float_otherwise for trial in ahead)
         for trial in order:
             candidate = trial.figures.candidate
             kept = faster_floats and not (candidate.unquantized or candidate.is_float_otherwise)

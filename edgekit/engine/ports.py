@@ -29,10 +29,10 @@ class ContainerSpec(msgspec.Struct, frozen=True):
     image: str
     command: tuple[str, ...]
     name: str
-    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
+    labels: Mapping[str, str] = {}
     user: str | None = None  # None: the image's
-    mounts: Mapping[str, str] = msgspec.field(default_factory=dict)  # folder here -> folder inside
-    environment: Mapping[str, str] = msgspec.field(default_factory=dict)
+    mounts: Mapping[str, str] = {}  # folder here -> folder inside
+    environment: Mapping[str, str] = {}
     memory_bytes_max: int = 0  # 0: no limit
 
 

@@ -8,7 +8,6 @@ which goes on to import the engine and to load the model while the agent imports
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from edgekit.contracts.errors import EdgekitError
 from edgekit.contracts.messages import SlotRef
 from edgekit.contracts.oci import LayoutReader
-from edgekit_runtime import bundles
+from edgekit_runtime import bundles, turns
 from edgekit_runtime.bundles import Bundle
 from edgekit_runtime.config import AgentConfig
 from edgekit_runtime.ports import Disk
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from edgekit_runtime.containers.launcher import ContainerLauncher
     from edgekit_runtime.containers.slots import ImageSlots
 
-TURN_S = 5e-4  # between the threads of a start: one imports, one hashes in short pieces
 BODIES_MAX = 4  # largest bodies held at once; small ones by the thousand
 
 
@@ -70,14 +68,12 @@ def _opened(state: Path, name: str, ref: SlotRef) -> Bundle | None:
         with contextlib.suppress(EdgekitError, MemoryError):
             found.append(bundles.open_promised(LayoutReader(state), name, ref))
 
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(TURN_S)
-    thread = threading.Thread(target=verify)
-    thread.start()
-    import edgekit_runtime.region  # noqa: F401, PLC0415 - and numpy with it
+    with turns.quick():
+        thread = threading.Thread(target=verify)
+        thread.start()
+        import edgekit_runtime.region  # noqa: F401, PLC0415 - and numpy with it
 
-    thread.join()
-    sys.setswitchinterval(before)
+        thread.join()
     return found[0] if found else None
 
 

@@ -170,11 +170,10 @@ class Besides:
         self._share(name, standing, 0.0)
         order = Replay(buffer.descriptor, companion.region, companion.abs, companion.rel)
         host = self._env.host
-        unloaded = None if model.policy.overlap else self._hosted.make_way(name)
+        unloaded = self._hosted.make_way(name, model.policy)
 
         def work() -> None:
-            if unloaded is not None:
-                unloaded()
+            unloaded()
             host.replay(name, candidate, model.policy, order)
 
         def finish(done: Done) -> None:

@@ -128,7 +128,7 @@ def _reference(manifest: BundleManifest, paths: Mapping[str, Path]) -> Reference
     entry = manifest.file(Role.REFERENCE)
     if entry is None:
         return None
-    from edgekit.stats import probes  # noqa: PLC0415 - needs numpy, see edgekit_runtime.worker
+    from edgekit.stats import probes  # noqa: PLC0415 - needs numpy, see edgekit_runtime.ahead
 
     found = reference.validate(codec.read(Reference, paths[entry.path]))
     if found.edges_digest != probes.digest(found.groups):
@@ -159,9 +159,9 @@ def _golden(
     entry = manifest.file(Role.GOLDEN)
     if entry is None:
         return None
-    from edgekit_runtime import golden  # noqa: PLC0415 - needs numpy, see edgekit_runtime.worker
+    from edgekit_runtime import golden  # noqa: PLC0415 - needs numpy, see edgekit_runtime.ahead
 
     what = f"bundle {manifest.model} {manifest.version}: {entry.path}"
     tolerance = manifest.file(Role.TOLERANCE)
     limits = codec.read(Tolerance, paths[tolerance.path]) if tolerance else Tolerance()
-    return golden.read(paths[entry.path], found, limits, what=what)
+    return golden.read(paths[entry.path], entry.size, found, limits, what=what)

@@ -287,15 +287,15 @@ class Deployer:
         if self.record.clean:
             self._kept.save(msgspec.structs.replace(self.record, clean=False))
 
-        host, alone = self._env.host, not model.policy.overlap
-        # What fails on trial answers on until its fallback is loaded: with memory for two.
-        unloaded = self._hosted.make_way(step.model) if alone else None
+        host = self._env.host
+        # With memory for two, what fails on trial answers on until its fallback is loaded.
+        unloaded = self._hosted.make_way(step.model, model.policy)
 
         def work() -> Loaded:
-            if unloaded is not None:
-                unloaded()
-            # No second copy is ever loaded beside it for the golden set: now is the time.
-            return host.load(step.model, active, model.policy, tested=alone)
+            unloaded()
+            # Without it no second copy is ever loaded for the golden set: now is the time.
+            tested = not model.policy.overlap
+            return host.load(step.model, active, model.policy, tested=tested)
 
         self._jobs.start(
             f"load-{step.model}", work, lambda done: self._loaded(step, model, active, done)

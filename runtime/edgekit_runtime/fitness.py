@@ -32,25 +32,16 @@ def load(blobs: LayoutReader, model: str, ref: SlotRef, threads: int) -> Predict
 
 
 def warm_up(loaded: Predictor) -> None:
-    """Run a model before it meets traffic: its golden set, or once if it has none.
-
-    Raises like `check_golden`.
-    """
-    if loaded.bundle.golden is None:
-        with contextlib.suppress(EngineError):  # an input that we make up proves nothing
-            loaded.model.run(loaded.canary())
-    check_golden(loaded)
-
-
-def check_golden(loaded: Predictor) -> None:
-    """Return when ``loaded`` reproduces its golden set, where the bundle has one.
+    """Run a model before it meets traffic: its golden set, or once where the bundle has none.
 
     Raises:
-        UnsuitableError: it does not.
+        UnsuitableError: it does not reproduce its golden set.
         BadInputError: the golden set does not fit the contract.
     """
     golden = loaded.bundle.golden
     if golden is None:
+        with contextlib.suppress(EngineError):  # an input that we make up proves nothing
+            loaded.model.run(loaded.canary())
         return
     verdict = loaded.replay_golden(golden)
     if verdict.outcome is not Outcome.PASS:

@@ -26,13 +26,14 @@ class GoldenSet(msgspec.Struct, frozen=True):
     tolerance: Tolerance
 
 
-def read(path: Path, contract: Contract, tolerance: Tolerance, *, what: str) -> GoldenSet:
-    """The golden set in ``path``.
+def read(
+    path: Path, size: int, contract: Contract, tolerance: Tolerance, *, what: str
+) -> GoldenSet:
+    """The golden set in ``path``, a file of ``size`` bytes.
 
     Raises:
         BadInputError: too large, or its arrays are not the contract's.
     """
-    size = path.stat().st_size
     if size > BYTES_MAX:
         raise BadInputError(f"{what}: {size} bytes, more than {BYTES_MAX}")
     arrays = load_npz(path, what)

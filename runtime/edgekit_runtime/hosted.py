@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from edgekit.contracts import digest as digests
 from edgekit.contracts.errors import EdgekitError, ResourceError
-from edgekit.contracts.messages import DeviceEvent
+from edgekit.contracts.messages import DeviceEvent, Policy
 from edgekit.engine.ports import EngineAwayError
 from edgekit_runtime import process_facts
 from edgekit_runtime.deployment import Environment
@@ -72,8 +72,13 @@ class Hosted:
         self.serving(name).switch(Live(loaded, region, model.active, model.slot))
         return region
 
-    def make_way(self, name: str) -> Callable[[], None]:
-        """Unload what serves ``name``; what waits until its memory is free, for a job's thread."""
+    def make_way(self, name: str, policy: Policy) -> Callable[[], None]:
+        """Unload what serves ``name`` where there is no memory for two.
+
+        Returns what waits until that memory is free, for a job's thread.
+        """
+        if policy.overlap:
+            return lambda: None
         serving = self.serving(name)
         loaded = serving.live.loaded if serving.live is not None else None
         serving.stop()

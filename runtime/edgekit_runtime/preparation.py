@@ -205,11 +205,10 @@ class Preparation:
             return
         self._kept.change(name, None, test_tries=model.test_tries - 1)
         host = self._env.host
-        unloaded = None if model.policy.overlap else self._hosted.make_way(name)
+        unloaded = self._hosted.make_way(name, model.policy)
 
         def work() -> Loaded:
-            if unloaded is not None:
-                unloaded()
+            unloaded()
             return host.load(name, candidate, model.policy, tested=True)
 
         def finish(done: Done) -> None:

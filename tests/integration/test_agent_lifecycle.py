@@ -6,21 +6,9 @@ import threading
 
 import pytest
 from agentkit import layouts
-from agentkit.world import World, wait_for
+from agentkit.world import wait_for
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def writer(tmp_path):
-    return layouts.LayoutWriter(tmp_path / "layout")
-
-
-@pytest.fixture
-def world(tmp_path, writer):
-    world = World(tmp_path, writer.root)
-    yield world
-    world.close()
 
 
 def _ledger(agent, prefix: str, count: int) -> set[str]:

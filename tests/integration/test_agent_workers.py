@@ -12,26 +12,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from agentkit import bad_models, layouts
+from agentkit import bad_models
 from agentkit.processes import is_worker, workers
-from agentkit.world import QUICK, UnixConnection, World, wait_for
+from agentkit.world import QUICK, UnixConnection, wait_for
 
 from edgekit.contracts.messages import DeviceEvent, SlotEvent
 
 pytestmark = pytest.mark.integration
 LONG_TRIAL = msgspec.structs.replace(QUICK, confirm_s_min=3600.0)
-
-
-@pytest.fixture
-def writer(tmp_path):
-    return layouts.LayoutWriter(tmp_path / "layout")
-
-
-@pytest.fixture
-def world(tmp_path, writer):
-    world = World(tmp_path, writer.root)
-    yield world
-    world.close()
 
 
 def _confirm_first(world, writer):

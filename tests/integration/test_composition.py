@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 from agentkit import composing, layouts
-from agentkit.world import QUICK, World, wait_for
+from agentkit.world import QUICK, wait_for
 
 from edgekit.contracts.composition import Link
 from edgekit.contracts.messages import Deployment, VariantRef
@@ -14,18 +14,6 @@ from edgekit_runtime import Flags, GuardError, Session
 
 pytestmark = pytest.mark.integration
 ROW = np.array([[0.1, 0.2, 0.3, 0.4]], np.float32)
-
-
-@pytest.fixture
-def writer(tmp_path):
-    return layouts.LayoutWriter(tmp_path / "layout")
-
-
-@pytest.fixture
-def world(tmp_path, writer):
-    world = World(tmp_path, writer.root)
-    yield world
-    world.close()
 
 
 def _second(digest: str, *links) -> dict[str, Deployment]:

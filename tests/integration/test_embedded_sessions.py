@@ -6,9 +6,8 @@ import json
 
 import msgspec
 import pytest
-from agentkit import layouts
 from agentkit.applications import AppProcess
-from agentkit.world import QUICK, World, wait_for
+from agentkit.world import QUICK, wait_for
 
 from edgekit.contracts import digest as digests
 from edgekit.contracts.messages import DeviceEvent
@@ -18,18 +17,6 @@ from edgekit_runtime.guard import Flags
 pytestmark = pytest.mark.integration
 LONG_TRIAL = msgspec.structs.replace(QUICK, confirm_s_min=3600.0)
 ALONE = "workers = false\n"
-
-
-@pytest.fixture
-def writer(tmp_path):
-    return layouts.LayoutWriter(tmp_path / "layout")
-
-
-@pytest.fixture
-def world(tmp_path, writer):
-    world = World(tmp_path, writer.root)
-    yield world
-    world.close()
 
 
 @pytest.fixture

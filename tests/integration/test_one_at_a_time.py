@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from agentkit import bad_models, layouts
+from agentkit import bad_models
 from agentkit.processes import workers
-from agentkit.world import QUICK, World, wait_for
+from agentkit.world import QUICK, wait_for
 
 from edgekit.contracts.shadow import Shadow, ShadowMode
 
@@ -79,18 +79,6 @@ class Client:
     def stop(self) -> None:
         self._stop.set()
         self._thread.join()
-
-
-@pytest.fixture
-def writer(tmp_path):
-    return layouts.LayoutWriter(tmp_path / "layout")
-
-
-@pytest.fixture
-def world(tmp_path, writer):
-    world = World(tmp_path, writer.root)
-    yield world
-    world.close()
 
 
 @pytest.fixture

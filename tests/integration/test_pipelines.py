@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from agentkit import layouts
 from agentkit.pipelines import Bus, Webhook, balanced, lines
-from agentkit.world import World, free_port, wait_for
+from agentkit.world import free_port, wait_for
 from fleetkit.processes import Broker, running
 
 from edgekit_runtime import config as configuration
@@ -21,18 +21,6 @@ from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.pipelines import counts
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def writer(tmp_path):
-    return layouts.LayoutWriter(tmp_path / "layout")
-
-
-@pytest.fixture
-def world(tmp_path, writer):
-    world = World(tmp_path, writer.root)
-    yield world
-    world.close()
 
 
 def _serve(world, writer, extra):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from agentkit import layouts
-from agentkit.world import QUICK, World, wait_for
+from agentkit.world import QUICK, wait_for
 
 from edgekit.contracts.messages import DeviceEvent, Window
 from edgekit.contracts.states import DeviceState
@@ -14,18 +13,6 @@ pytestmark = pytest.mark.integration
 # Finite in the contract's range only with a flag, and infinite before the softmax: NaN.
 OVERFLOW = (3e38, 3e38, 3e38, 3e38)
 EAGER = msgspec.structs.replace(QUICK, error_rate_max=1.0, nan_rate_max=1.0)
-
-
-@pytest.fixture
-def writer(tmp_path):
-    return layouts.LayoutWriter(tmp_path / "layout")
-
-
-@pytest.fixture
-def world(tmp_path, writer):
-    world = World(tmp_path, writer.root)
-    yield world
-    world.close()
 
 
 def _confirm(world, agent, digest, release, policy=QUICK):

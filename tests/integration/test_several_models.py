@@ -7,23 +7,11 @@ import time
 
 import msgspec
 import pytest
-from agentkit import bad_models, layouts
-from agentkit.world import QUICK, World, wait_for
+from agentkit import bad_models
+from agentkit.world import QUICK, wait_for
 
 pytestmark = pytest.mark.integration
 NAMES = ("door", "meter")
-
-
-@pytest.fixture
-def writer(tmp_path):
-    return layouts.LayoutWriter(tmp_path / "layout")
-
-
-@pytest.fixture
-def world(tmp_path, writer):
-    world = World(tmp_path, writer.root)
-    yield world
-    world.close()
 
 
 def _ask(agent, model: str, request: str | None = None, first: float = 0.1):

@@ -9,9 +9,9 @@ import time
 
 import msgspec
 import pytest
-from agentkit import bad_models, layouts
+from agentkit import bad_models
 from agentkit.processes import workers
-from agentkit.world import QUICK, World, wait_for
+from agentkit.world import QUICK, wait_for
 
 from edgekit.contracts import codec
 from edgekit.contracts.shadow import Expectation, Shadow, ShadowMode
@@ -26,18 +26,6 @@ SHADOW = Shadow(
     memory_bytes_min=0,
 )
 LONG = msgspec.structs.replace(SHADOW, inferences_min=10**6)
-
-
-@pytest.fixture
-def writer(tmp_path):
-    return layouts.LayoutWriter(tmp_path / "layout")
-
-
-@pytest.fixture
-def world(tmp_path, writer):
-    world = World(tmp_path, writer.root)
-    yield world
-    world.close()
 
 
 class Client:

@@ -10,9 +10,8 @@ from collections import Counter
 
 import msgspec
 import pytest
-from agentkit import layouts
 from agentkit.processes import workers
-from agentkit.world import QUICK, World, wait_for
+from agentkit.world import QUICK, wait_for
 
 from edgekit.contracts.shadow import Split
 from edgekit_runtime.journal import hash_id
@@ -23,18 +22,6 @@ SHARE = 0.4
 SPLIT = Split(share=SHARE, inferences_min=40, seconds_min=0.5)
 LONG = msgspec.structs.replace(SPLIT, inferences_min=10**6)
 OVERFLOWS = (3e38, 3e38, 3e38, 3e38)  # legal float32 that make the model answer NaN
-
-
-@pytest.fixture
-def writer(tmp_path):
-    return layouts.LayoutWriter(tmp_path / "layout")
-
-
-@pytest.fixture
-def world(tmp_path, writer):
-    world = World(tmp_path, writer.root)
-    yield world
-    world.close()
 
 
 class Clients:

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from edgekit.contracts.errors import BadInputError
+from edgekit.contracts.errors import BadInputError, translate_os_errors
 from edgekit_runtime.engines import WORKSPACE_BYTES_MAX
 from edgekit_runtime.engines.text import first_line
 from edgekit_runtime.errors import EngineError, UnsuitableError
@@ -63,8 +63,9 @@ class OnnxRuntimeEngine:
         options.log_severity_level = _LOG_FATAL
         # Spinning threads burn a small device's only cores between two inferences.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        providers = self._providers()
         try:
-            session = ort.InferenceSession(str(path), options, providers=self._providers())
+            session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as exc:  # onnxruntime raises a dozen unrelated classes, even RuntimeError
             raise BadInputError(
                 f"{path}: onnxruntime {self.version} cannot load this model: {first_line(exc)}",
@@ -83,7 +84,8 @@ class OnnxRuntimeEngine:
             return [self._provider, _CPU]
         options = {"trt_max_workspace_size": str(WORKSPACE_BYTES_MAX)}
         if self._cache is not None:
-            self._cache.mkdir(parents=True, exist_ok=True)
+            with translate_os_errors("write", self._cache):
+                self._cache.mkdir(parents=True, exist_ok=True)
             path = str(self._cache)
             options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": path}
             options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": path}

@@ -76,3 +76,14 @@ def test_without_anything_in_float_every_look_is_taken():
     state = SimpleNamespace(target=None, original=None)
     assert builder._settle(state, [_trial(i) for i in ints], records).outcome is Outcome.FAIL
     assert len(finisher.looks) == 5
+
+
+def test_no_look_is_kept_for_what_comes_after_the_original():
+    finisher, records = Finisher(450), {}
+    builder = VariantBuilder(
+        SimpleNamespace(contract=CONTRACT, evaluation_n=450), None, None, None, None, finisher
+    )
+    ints = [Candidate(name=f"i{k}", precision="int8", scheme=Scheme.DYNAMIC) for k in range(5)]
+    order = [_trial(each) for each in [*ints, FP32, with_layout(FP32)]]
+    builder._settle(SimpleNamespace(target=None, original=None), order, records)
+    assert {each.name for each in ints} <= finisher.looks.keys()
