@@ -143,11 +143,12 @@ def _check_shape(spec: InputSpec, array: Array, dims: dict[str, int]) -> None:
     if not fits:
         wanted = ", ".join(str(dim) for dim in spec.shape)
         layout = f" in layout {spec.layout}" if spec.layout else ""
+        permuted = _permuted(spec, shape)
+        if permuted:
+            layout += ": the axes seem to be in another order"
         raise GuardError(
             f"input {spec.name!r}: shape {list(shape)}, the contract wants [{wanted}]{layout}",
-            hint="this looks like another layout: reorder the axes"
-            if _permuted(spec, shape)
-            else None,
+            hint="this looks like another layout: reorder the axes" if permuted else None,
             tensor=spec.name,
         )
 

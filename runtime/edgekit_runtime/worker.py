@@ -30,15 +30,23 @@ import numpy as np
 
 from edgekit.contracts.errors import BadInputError, EdgekitError, ResourceError
 from edgekit.contracts.oci import LayoutReader
-from edgekit_runtime import bundles, engines, fitness, launch, predictor, process_facts, quiet, wire
+from edgekit_runtime import (
+    bundles,
+    engines,
+    fitness,
+    launch,
+    predictor,
+    process_facts,
+    quiet,
+    turns,
+    wire,
+)
 from edgekit_runtime.board import Board
 from edgekit_runtime.bundles import Bundle
 from edgekit_runtime.errors import UnsuitableError, is_memory
 from edgekit_runtime.predictor import Predictor
 from edgekit_runtime.stderr import Lossy
 from edgekit_runtime.wire import Channel, Frame, FrameKind
-
-_TURN_S = 1e-4  # between threads that want the interpreter, while one of them imports
 
 
 def _serve(channel: Channel, opened: Bundle | None) -> None:
@@ -79,11 +87,9 @@ def _load(order: wire.Order, opened: Bundle | None) -> Predictor:
         _limit_memory(order.memory_bytes_max)
     if opened is None:
         opened = bundles.open_promised(LayoutReader(Path(order.root)), order.model, order.ref)
-    turn_s = sys.getswitchinterval()
-    sys.setswitchinterval(_TURN_S)
-    threading.Thread(target=_import_holder, daemon=True).start()
-    loaded = predictor.load(opened, threads=order.threads)
-    sys.setswitchinterval(turn_s)
+    with turns.quick():
+        threading.Thread(target=_import_holder, daemon=True).start()
+        loaded = predictor.load(opened, threads=order.threads)
     if order.tested:
         fitness.warm_up(loaded)
     return loaded
