@@ -7,6 +7,7 @@ range says where to clamp them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from enum import IntFlag
 
@@ -154,14 +155,13 @@ def _check_shape(spec: InputSpec, array: Array, dims: dict[str, int]) -> None:
 
 
 def _permuted(spec: InputSpec, shape: tuple[int, ...]) -> bool:
-    """Whether the dimensions that are fixed are all there, in another order."""
-    left = list(shape)
-    for want in spec.shape:
-        if isinstance(want, int):
-            if want not in left:
-                return False
-            left.remove(want)
-    return len(shape) == len(spec.shape) > 2
+    """Whether the dimensions that are fixed are all there, and not where they should be."""
+    if not len(shape) == len(spec.shape) > 2:
+        return False
+    wanted = Counter(want for want in spec.shape if isinstance(want, int))
+    pairs = zip(spec.shape, shape, strict=True)
+    misplaced = any(isinstance(want, int) and want != found for want, found in pairs)
+    return misplaced and wanted <= Counter(shape)
 
 
 def _check_values(spec: InputSpec, array: Array) -> Flags:

@@ -37,6 +37,9 @@ def test_another_layout_is_told_from_another_shape():
     with pytest.raises(GuardError, match="in layout NCHW") as wrong:
         guard.check(contract, {"x": np.zeros((2, 3, 8, 9), np.float32)})
     assert wrong.value.hint is None
+    with pytest.raises(GuardError, match="in layout NCHW") as wrong:  # empty, and in order
+        guard.check(contract, {"x": np.zeros((0, 3, 8, 8), np.float32)})
+    assert wrong.value.hint is None
 
 
 @pytest.mark.parametrize(
