@@ -38,7 +38,7 @@ from edgekit.registry import dataset, files, npz
 from edgekit.registry.model import ModelVersion, Split
 from edgekit.registry.ports import Registry
 
-TIME_BUDGET_S = 30.0  # enough to repair a small model; large ones deserve minutes
+TIME_BUDGET_S = 120.0  # enough to repair a small model; large ones deserve more
 _UNITS_PER_TARGET = 12  # of a first round with its final evaluation; a search adds more
 
 
@@ -89,9 +89,9 @@ def build(
         writer: writes bundles, e.g. `edgekit.package.bundle.OciBundleWriter`.
         cache: step cache; the default folder when None.
         host: facts of this machine; detected when None.
-        time_budget_s: for the search, shared among the targets; its first round, a fixed set of
-            candidates, is always completed. A search that ran out of time goes on where it was in
-            the next build.
+        time_budget_s: for the search, shared among the targets; the original and one other
+            candidate are measured in any case, and the step in hand is completed. A search that ran
+            out of time goes on where it was in the next build.
         on_progress: called as each unit of work begins.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,8 +43,15 @@ class Quantization:
     _made: dict[Candidate, Artifact | str] = field(default_factory=dict)
     _calibrated: Entry | None = None
 
-    def make(self, candidates: Sequence[Candidate]) -> dict[Candidate, Artifact | str]:
+    def make(
+        self, candidates: Sequence[Candidate], *, until: float | None = None
+    ) -> dict[Candidate, Artifact | str]:
         """The file of each candidate, or the exact error of its quantizer.
+
+        Args:
+            candidates: in the order in which they are made.
+            until: monotonic seconds. What is not begun by then is missing in the answer; what is
+                in the cache takes no time. None: all are made.
 
         Raises:
             ResourceError: disk or memory is exhausted.
@@ -65,9 +73,9 @@ class Quantization:
                 todo[candidate] = step
             else:
                 self._made[candidate] = _result(known)
-        if todo:
-            self._run_batches(todo)
-        return {candidate: self._made[candidate.file] for candidate in candidates}
+        if todo and (until is None or time.monotonic() < until):
+            self._run_batches(todo, until)
+        return {each: self._made[each.file] for each in candidates if each.file in self._made}
 
     def find(self, candidate: Candidate) -> Artifact | str | None:
         """What `make` would only look up; None when there is work to do."""
@@ -131,22 +139,27 @@ class Quantization:
         versions = {**tools.versions(), **tools.used_by(candidate)}
         return Step("quantize", _QUANTIZE_VERSION, versions, inputs, parameters)
 
-    def _run_batches(self, todo: Mapping[Candidate, Step]) -> None:
+    def _run_batches(self, todo: Mapping[Candidate, Step], until: float | None) -> None:
         """One process for all; one that a job kills is started again behind that job."""
         left = list(todo)
         with self.cache.scratch() as folder:
             while left:
+                seconds = None if until is None else until - time.monotonic()
                 targets = [
                     folder / f"{index}.{_SUFFIX[candidate.engine]}"
                     for index, candidate in enumerate(left)
                 ]
-                answers = self._run_batch(left, targets)
+                answers = self._run_batch(left, targets, seconds)
                 for candidate, target, answer in zip(left, targets, answers, strict=False):
                     entry = self.cache.run(todo[candidate], _mover(target, answer))
                     self._made[candidate] = _result(entry)
                 left = left[len(answers) :]
+                if until is not None and time.monotonic() >= until:
+                    return
 
-    def _run_batch(self, left: Sequence[Candidate], targets: Sequence[Path]) -> list[Any]:
+    def _run_batch(
+        self, left: Sequence[Candidate], targets: Sequence[Path], seconds: float | None
+    ) -> list[Any]:
         needed = any(candidate.needs_ranges for candidate in left)
         request = {
             "model": str(self.study.normalised.path),
@@ -157,8 +170,10 @@ class Quantization:
                 {"candidate": candidate, "target": str(target)}
                 for candidate, target in zip(left, targets, strict=True)
             ],
+            "seconds": seconds,
         }
         answers, stopped = self._child(_WORKER, request)
+        answers = [answer for answer in answers if "stopped" not in answer]
         if stopped is not None:
             answers.append({"error": stopped, "reduced": [], "coverage": None})
         return answers

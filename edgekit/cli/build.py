@@ -57,9 +57,9 @@ def build(
         typer.Option(
             min=0.0,
             metavar="SECONDS",
-            help="Time for the search; its first round is always completed.",
+            help="Time for the search, shared by the targets; one that ran out goes on next time.",
         ),
-    ] = 30.0,
+    ] = 120.0,
     emulate: Annotated[
         bool, typer.Option("--emulate", help="Also gate on the emulated target CPU (qemu-user).")
     ] = False,
