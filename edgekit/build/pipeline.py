@@ -140,6 +140,7 @@ def build(
         tools=tools.versions(),
         host=host.facts(),
         normalised=study.notes,
+        warnings=study.warnings,
         variants=tuple(variants),
     )
     files.write_atomic(out / report.REPORT_FILE, report.page(record))

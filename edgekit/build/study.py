@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgekit.build import tools
+from edgekit.build import representative, tools
 from edgekit.build.cache import Cache, Step
 from edgekit.build.candidates import Structure
 from edgekit.build.ports import BundleContent
@@ -54,6 +54,7 @@ class Study:
     normalised: Artifact
     structure: Structure
     notes: tuple[str, ...]  # what normalising did
+    warnings: tuple[str, ...]  # what calibration misses
     calibration: Path
     calibration_digest: str
     tuning: Path  # inputs of the tuning split, followed by those of the golden split
@@ -72,7 +73,8 @@ def prepare(registry: Registry, model: ModelVersion, cache: Cache, scratch: Path
     """Fetch by digest, normalise, and lay out the data the measurements need.
 
     Raises:
-        BadInputError: the registered file cannot be read as a model.
+        BadInputError: the registered file cannot be read as a model, or calibration data are
+            nothing like the others.
         ResourceError: disk full.
     """
     entry = model.file()
@@ -90,11 +92,15 @@ def prepare(registry: Registry, model: ModelVersion, cache: Cache, scratch: Path
     structure = msgspec.convert(normal.facts["structure"], Structure)
     made = Artifact(path, normal.digests["model.onnx"], path.stat().st_size)
     names = [spec.name for spec in model.contract.inputs]
-    data = {
-        kind: npz.open_mapped(registry.blob(model.dataset(kind).digest))
-        for kind in (Split.TUNING, Split.EVALUATION, Split.GOLDEN)
-    }
+    data = {kind: npz.open_mapped(registry.blob(model.dataset(kind).digest)) for kind in Split}
     tuning, golden, evaluation = data[Split.TUNING], data[Split.GOLDEN], data[Split.EVALUATION]
+    seen = {kind.value: model.dataset(kind).digest for kind in (Split.CALIBRATION, Split.TUNING)}
+    warned = cache.run(
+        Step("representative", representative.VERSION, {}, seen),
+        lambda _: {
+            "warnings": representative.compare(data[Split.CALIBRATION], tuning, names),
+        },
+    )
     both = {name: np.concatenate([tuning[name], golden[name]]) for name in names}
     npz.write(scratch / "tuning.npz", both)
     npz.write(scratch / "golden.npz", {name: golden[name] for name in names})
@@ -106,6 +112,7 @@ def prepare(registry: Registry, model: ModelVersion, cache: Cache, scratch: Path
         normalised=original if structure.quantized else made,
         structure=structure,
         notes=tuple(normal.facts["notes"]),
+        warnings=tuple(warned.facts["warnings"]),
         calibration=registry.blob(model.dataset(Split.CALIBRATION).digest),
         calibration_digest=model.dataset(Split.CALIBRATION).digest,
         tuning=scratch / "tuning.npz",

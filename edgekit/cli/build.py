@@ -99,6 +99,8 @@ def build(
         output.emit_json(record)
     else:
         output.emit(describe(record))
+        for warning in record.warnings:
+            output.note(f"warning: {warning}")
         for variant in record.variants:
             for entry in variant.candidates:
                 if entry.outcome == "probe":
