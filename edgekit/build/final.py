@@ -17,13 +17,21 @@ from edgekit.build.candidates import Candidate, Engine, Scheme
 from edgekit.build.emulate import Emulator
 from edgekit.build.host import Host
 from edgekit.build.judge import Comparison, compare
-from edgekit.build.measure import CandidateError, Measured, Measurer, Subject, TimedRun
+from edgekit.build.measure import (
+    CandidateError,
+    CandidateMemoryError,
+    Measured,
+    Measurer,
+    Subject,
+    TimedRun,
+)
 from edgekit.build.outcome import Chosen, Trial
+from edgekit.build.processes import MEMORY_HINT
 from edgekit.build.study import Artifact, Study
 from edgekit.build.target import Gate, TargetProfile, Validation
 from edgekit.contracts import codec
 from edgekit.contracts.contract import Contract
-from edgekit.contracts.errors import GateFailedError
+from edgekit.contracts.errors import GateFailedError, ResourceError
 from edgekit.contracts.shadow import Expectation
 from edgekit.contracts.verdict import Outcome, Verdict
 from edgekit.registry.npz import Array
@@ -67,12 +75,15 @@ class Finisher:
 
         Raises:
             BadInputError: it cannot be run.
+            ResourceError: not in the memory that the build may take.
         """
         self.tick(f"{target.name}: measuring the original")
         subject = subject_of(target, self.study.original)
         data = self.study.evaluation if final else self.study.tuning
         try:
             return self.measurer.measure(subject, data, timed=timed)
+        except CandidateMemoryError as exc:
+            raise ResourceError(f"the original model: {exc}", hint=MEMORY_HINT) from exc
         except CandidateError as exc:
             raise tools.unusable_original(str(exc)) from exc
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from edgekit.build.cache import Cache, Step
 from edgekit.build.emulate import Emulator
 from edgekit.build.host import Host
 from edgekit.build.ports import BundleContent, BundleHead, BundleWriter
+from edgekit.build.processes import Processes
 from edgekit.contracts import codec, digest
 from edgekit.contracts.bundle import Role
 from edgekit.contracts.contract import Contract, QualityBudget
@@ -32,7 +32,6 @@ LATENCY_RUNS_MAX = 5000
 # Small models answer in microseconds: 200 runs are over before the processor has changed its
 # clock. Size stands in for time, which is not known before: about 2 GB of weights read in all.
 _LATENCY_BYTES = 2_000_000_000
-_TIMEOUT_S = 3600.0  # an engine that hangs must not hang the build for ever
 _EVALUATE = "edgekit_runtime.evaluate"
 _RACE = "edgekit_runtime.race"
 _OUTPUTS = "outputs.npz"
@@ -40,6 +39,10 @@ _OUTPUTS = "outputs.npz"
 
 class CandidateError(Exception):
     """This model cannot be measured; the message is the exact error. Drops a candidate."""
+
+
+class CandidateMemoryError(CandidateError):
+    """It needs more memory than the build may take."""
 
 
 def latency_runs(model_bytes: int) -> int:
@@ -90,6 +93,7 @@ class Measurer:
     writer: BundleWriter
     host: Host
     contract: Contract  # a `neutral` one, so that changing a budget measures nothing anew
+    processes: Processes = field(default_factory=Processes)
 
     def measure(
         self,
@@ -98,6 +102,7 @@ class Measurer:
         *,
         timed: TimedRun | None = None,
         emulator: Emulator | None = None,
+        at_once: int = 1,
     ) -> Measured:
         """Run ``subject`` over ``data``.
 
@@ -106,14 +111,22 @@ class Measurer:
             data: ``.npz`` of inputs.
             timed: the run in which it is timed; None times nothing.
             emulator: runs it as another CPU; None runs it as it is.
+            at_once: how many are measured side by side, and share the memory.
 
         Raises:
-            CandidateError: the model does not load or does not run.
+            CandidateError: the model does not load or does not run, or not in the memory it has.
             ResourceError: disk or memory is exhausted.
         """
         entry = self.cache.run(
             self._step(subject, data, timed, emulator),
-            lambda folder: self._run(subject, data, folder, timed.runs if timed else 0, emulator),
+            lambda folder: self._run(
+                subject,
+                data,
+                folder,
+                timed.runs if timed else 0,
+                emulator=emulator,
+                at_once=at_once,
+            ),
         )
         if entry.facts["error"] is not None:
             raise CandidateError(entry.facts["error"])
@@ -151,7 +164,7 @@ class Measurer:
                 head = _trial_head(subject, str(index))
                 written.append(self.writer.write(layout, head, self._contents(subject)).digest)
             command = [*tools.python(), _RACE, str(layout), *written, "--data", str(data)]
-            raw, error = _evaluate(command)
+            raw, error = self._evaluate(command)
         if raw is None:
             return {"error": error, "latencies": []}
         return {"error": None, "latencies": codec.decode(list[Latency], raw, what=_RACE)}
@@ -190,7 +203,14 @@ class Measurer:
         )
 
     def _run(
-        self, subject: Subject, data: Path, folder: Path, runs: int, emulator: Emulator | None
+        self,
+        subject: Subject,
+        data: Path,
+        folder: Path,
+        runs: int,
+        *,
+        emulator: Emulator | None,
+        at_once: int,
     ) -> dict[str, Any]:
         contents = self._contents(subject)
         if subject.golden is not None and subject.tolerance is not None:
@@ -205,11 +225,37 @@ class Measurer:
             command += [f"{layout}@{bundle.digest}", "--data", str(data), "--json"]
             command += ["--outputs", str(folder / _OUTPUTS)]
             command += ["--latency-runs", str(runs)]
-            raw, error = _evaluate(command)
+            raw, error = self._evaluate(command, at_once=at_once, bounded=emulator is None)
         if raw is None:
             return {"error": error, "evaluation": None}
         evaluation = codec.decode(Evaluation, raw, what="output of edgekit_runtime.evaluate")
         return {"error": None, "evaluation": evaluation}
+
+    def _evaluate(
+        self, command: list[str], *, at_once: int = 1, bounded: bool = True
+    ) -> tuple[bytes | None, str | None]:
+        """Output, or the exact error where it is the model's fault."""
+        done = self.processes.run(command, at_once=at_once, bounded=bounded)
+        if done.starved and at_once > 1:  # with all the memory to itself it may do
+            return self._evaluate(command, bounded=bounded)
+        if done.starved:
+            raise CandidateMemoryError(f"measuring: {done.wanted}")
+        if done.returncode == 0:
+            return done.stdout, None
+        found = re.search(r"^error: (.*)$", done.stderr, re.MULTILINE)
+        lines = done.stderr.strip().splitlines()
+        message = found[1] if found else (lines[-1] if lines else f"exit status {done.returncode}")
+        if done.returncode < 0:
+            return None, f"the engine crashed with signal {-done.returncode}"
+        if done.returncode == ResourceError.exit_code:
+            raise ResourceError(message, hint="free space or memory and run the same command again")
+        if "No module named" in message or not found:
+            raise UnavailableError(
+                f"cannot measure: {message}", hint="pip install 'edgekit-ml[build,runtime]'"
+            )
+        if done.returncode in (2, BugError.exit_code):
+            raise BugError(f"edgekit_runtime.evaluate: {message}")
+        return None, message
 
 
 def _trial_head(subject: Subject, version: str) -> BundleHead:
@@ -222,55 +268,3 @@ def _trial_head(subject: Subject, version: str) -> BundleHead:
         subject.engine_versions,
         engine_options=subject.engine_options,
     )
-
-
-def run_child(command: list[str]) -> subprocess.CompletedProcess[bytes]:
-    """Run one of our own modules in a process of its own.
-
-    Raises:
-        UnavailableError: it did not end in time.
-        ResourceError: no process can be started.
-    """
-    try:
-        return subprocess.run(command, capture_output=True, check=False, timeout=_TIMEOUT_S)
-    except subprocess.TimeoutExpired as exc:
-        raise UnavailableError(
-            f"{' '.join(command[:4])} did not end within {_TIMEOUT_S:.0f} s",
-            hint="try a smaller data set",
-        ) from exc
-    except OSError as exc:
-        raise ResourceError(f"cannot start {command[0]}: {exc.strerror}") from exc
-
-
-def killed(done: subprocess.CompletedProcess[bytes], what: str) -> ResourceError | None:
-    """The error for a child that the kernel killed for memory; None when it was not."""
-    if done.returncode != -9:
-        return None
-    return ResourceError(
-        f"{what} was killed, most likely for lack of memory",
-        hint="use a smaller data set or a larger machine",
-    )
-
-
-def _evaluate(command: list[str]) -> tuple[bytes | None, str | None]:
-    """Output, or the exact error where it is the model's fault."""
-    done = run_child(command)
-    if done.returncode == 0:
-        return done.stdout, None
-    text = done.stderr.decode(errors="replace")
-    found = re.search(r"^error: (.*)$", text, re.MULTILINE)
-    lines = text.strip().splitlines()
-    message = found[1] if found else (lines[-1] if lines else f"exit status {done.returncode}")
-    if error := killed(done, "measuring"):
-        raise error
-    if done.returncode < 0:
-        return None, f"the engine crashed with signal {-done.returncode}"
-    if done.returncode == ResourceError.exit_code:
-        raise ResourceError(message, hint="free space or memory and run the same command again")
-    if "No module named" in message or not found:
-        raise UnavailableError(
-            f"cannot measure: {message}", hint="pip install 'edgekit-ml[build,runtime]'"
-        )
-    if done.returncode in (2, BugError.exit_code):
-        raise BugError(f"edgekit_runtime.evaluate: {message}")
-    return None, message

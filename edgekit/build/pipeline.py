@@ -25,6 +25,7 @@ from edgekit.build.ports import (
     Progress,
     WrittenBundle,
 )
+from edgekit.build.processes import Processes
 from edgekit.build.quantize import Quantization
 from edgekit.build.record import RECORD_FILE, BuildRecord, VariantRecord
 from edgekit.build.study import Study, prepare
@@ -74,6 +75,7 @@ def build(
     cache: Cache | None = None,
     host: Host | None = None,
     time_budget_s: float = TIME_BUDGET_S,
+    memory_bytes: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> BuildRecord:
     """Build ``model`` for ``targets`` into the OCI layout ``out``.
@@ -92,6 +94,8 @@ def build(
         time_budget_s: for the search, shared among the targets; the original and one other
             candidate are measured in any case, and the step in hand is completed. A search that ran
             out of time goes on where it was in the next build.
+        memory_bytes: that its processes may take together; None: most of what is free now. A step
+            that needs more is dropped and said, and so many run side by side as fit.
         on_progress: called as each unit of work begins.
 
     Raises:
@@ -112,8 +116,9 @@ def build(
     with cache.scratch() as scratch:
         tick("fetching and normalising the model")
         study = prepare(registry, model, cache, scratch)
-        measurer = Measurer(cache, writer, host, neutral(model.contract))
-        quantization = Quantization(study, cache, host, measurer.contract, scratch)
+        contract, processes = neutral(model.contract), Processes(memory_bytes)
+        measurer = Measurer(cache, writer, host, contract, processes)
+        quantization = Quantization(study, cache, host, contract, scratch, processes)
         finisher = Finisher(study, measurer, host, tick)
         builder = VariantBuilder(study, quantization, measurer, host, tick, finisher)
         chosen = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -35,7 +35,6 @@ _KEPT_LOOK = (
     "not looked at: the evaluation data are too few for another look, and the last one that can "
     "prove anything is kept for the model in full precision"
 )
-_MEASURED_AT_ONCE = 2  # where nothing is timed; each is a process of its own
 _ALWAYS = 2  # candidates of the first round that no budget leaves out: the original, and one more
 
 
@@ -184,7 +183,8 @@ class VariantBuilder:
                 self.tick(f"{state.target.name}: quantizing {len(todo)} candidates")
                 made |= self.quantization.make(todo, until=deadline)
             if time.monotonic() < deadline:
-                affordable = tuple(each for each in batch if each in made)[:_MEASURED_AT_ONCE]
+                affordable = tuple(each for each in batch if each in made)
+                affordable = affordable[: self._at_once(state, affordable)]
             else:
                 affordable = tuple(each for each in batch if self._is_known(state, each))
             if not affordable:
@@ -218,25 +218,34 @@ class VariantBuilder:
                 owners[key] = candidate.name
                 todo[candidate] = artifact
 
+        at_once = self._at_once(state, todo)
+
         def run(candidate: Candidate) -> Trial | str:
             self.tick(f"{state.target.name}: measuring {candidate.name}")
             try:
-                return self._trial(state, candidate, todo[candidate])
+                return self._trial(state, candidate, todo[candidate], at_once)
             except CandidateError as exc:
                 return str(exc)
 
-        alone = state.timed is not None and any(not candidate.only for candidate in todo)
-        with ThreadPoolExecutor(1 if alone else _MEASURED_AT_ONCE) as pool:
+        with ThreadPoolExecutor(at_once) as pool:
             for candidate, found in zip(todo, pool.map(run, todo), strict=True):
                 if isinstance(found, str):
                     state.dropped[candidate] = found
                 else:
                     state.trials[candidate] = found
 
-    def _trial(self, state: _Round, candidate: Candidate, artifact: Artifact) -> Trial:
+    def _at_once(self, state: _Round, candidates: Collection[Candidate]) -> int:
+        """How many are measured side by side: what is timed runs alone."""
+        if state.timed is not None and any(not candidate.only for candidate in candidates):
+            return 1
+        return self.measurer.processes.at_once(len(candidates))
+
+    def _trial(
+        self, state: _Round, candidate: Candidate, artifact: Artifact, at_once: int
+    ) -> Trial:
         timed = None if candidate.only else state.timed
         subject = subject_of(state.target, artifact, candidate)
-        run = self.measurer.measure(subject, self.study.tuning, timed=timed)
+        run = self.measurer.measure(subject, self.study.tuning, timed=timed, at_once=at_once)
         found = compare(
             at_look(self.study.contract, 0),
             state.original.outputs,

@@ -60,6 +60,14 @@ def build(
             help="Time for the search, shared by the targets; one that ran out goes on next time.",
         ),
     ] = 120.0,
+    memory_budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            metavar="GB",
+            help="Memory of all quantizers and measurements together; most of what is free.",
+        ),
+    ] = None,
     emulate: Annotated[
         bool, typer.Option("--emulate", help="Also gate on the emulated target CPU (qemu-user).")
     ] = False,
@@ -93,6 +101,7 @@ def build(
         writer=OciBundleWriter(),
         cache=Cache(cache) if cache else None,
         time_budget_s=time_budget,
+        memory_bytes=int(memory_budget * 1e9) if memory_budget else None,
         on_progress=_progress,
     )
     if json:
