@@ -20,6 +20,7 @@ from edgekit.contracts.errors import ResourceError, UnavailableError
 TIMEOUT_S = 3600.0  # an engine that hangs must not hang the build for ever
 _SHARE = 0.8  # of the memory that is free when a build begins
 _PEAK_MIN = 512 * 1024**2  # of a step that is not known yet: Python, numpy and ONNX Runtime
+_NEAR = 0.5  # what was mapped and not touched yet is no peak, and counts against the bound
 _ROOM = 1.5  # candidates of one model differ: room for one above the largest that was seen
 # What is said by Python and numpy, the C++ library, ONNX Runtime's arena and OpenVINO.
 _MEMORY = re.compile(
@@ -42,12 +43,17 @@ class Done:
     stdout: bytes
     stderr: str
     memory_bytes: int  # that it might take
+    peak_bytes: int  # taken at once by the largest process so far
 
     @property
     def starved(self) -> bool:
         """Whether it wanted more memory. No property of its input: nothing of it is cached."""
-        killed = self.returncode == -signal.SIGKILL  # by the kernel
-        return killed or (self.returncode != 0 and says_memory(self.stderr))
+        if self.returncode < 0:
+            # The kernel kills for memory; foreign code that does not expect an allocation to fail
+            # ends with any signal. One that was far from its bound had another reason.
+            near = self.peak_bytes > _NEAR * self.memory_bytes
+            return near or self.returncode == -signal.SIGKILL or says_memory(self.stderr)
+        return self.returncode != 0 and says_memory(self.stderr)
 
     @property
     def wanted(self) -> str:
@@ -84,9 +90,8 @@ class Processes:
 
     def at_once(self, wanted: int) -> int:
         """How many of ``wanted`` like steps fit side by side, on these cores and in memory."""
-        # The largest of all that ended: calibration and the original come first.
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-        each = int(_ROOM * max(_PEAK_MIN, peak))
+        # Calibration and the original come first: something is known of this model by then.
+        each = int(_ROOM * max(_PEAK_MIN, _peak_bytes()))
         return max(1, min(wanted, len(os.sched_getaffinity(0)), self.memory_bytes // each))
 
     def run(self, command: Sequence[str], *, at_once: int = 1, bounded: bool = True) -> Done:
@@ -120,7 +125,13 @@ class Processes:
             ) from exc
         except OSError as exc:
             raise ResourceError(f"cannot start {command[0]}: {exc.strerror}") from exc
-        return Done(process.returncode, out, err.decode(errors="replace"), share)
+        text = err.decode(errors="replace")
+        return Done(process.returncode, out, text, share, _peak_bytes())
+
+
+def _peak_bytes() -> int:
+    """Of the largest child that has ended."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
 def _bound(pid: int, size: int) -> None:

@@ -90,11 +90,11 @@ class Quantization:
         candidate = candidate.file
         if candidate in self._made or candidate.unquantized:
             return self.make([candidate])[candidate]
-        if candidate.needs_ranges and self._calibrated is None:
+        if candidate.needs_ranges and self._calibrated is None and self._starved is None:
             return None
-        known = (
-            None if self._calibration_error(candidate) else self.cache.find(self._step(candidate))
-        )
+        if error := self._calibration_error(candidate):
+            return f"calibration: {error}"
+        known = self.cache.find(self._step(candidate))
         return None if known is None else _result(known)
 
     def _calibration_error(self, candidate: Candidate) -> str | None:
@@ -132,7 +132,12 @@ class Quantization:
         done = self._child(_CALIBRATE, request, self.scratch)
         if done.starved:
             raise _StarvedError(done.wanted)
-        return {"error": _crash(done)} if done.returncode else _answers(done)[-1]
+        if done.returncode:
+            return {"error": _crash(done)}
+        answer = _answers(done)[-1]
+        if says_memory(answer["error"] or ""):
+            raise _StarvedError(f"{done.wanted}: {answer['error']}")
+        return answer
 
     def _step(self, candidate: Candidate) -> Step:
         inputs = {"model": self.study.normalised.digest}

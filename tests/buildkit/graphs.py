@@ -151,6 +151,24 @@ def recurrent(hidden: int = 32) -> onnx.ModelProto:
     return model(nodes, tensors)
 
 
+def wide(width: int = 3200) -> onnx.ModelProto:
+    """``x`` [batch, LENGTH] through a layer of ``width`` squared weights, 41 MB of them."""
+    rng = np.random.default_rng(6)
+    weights = {
+        "a": rng.normal(0, 0.1, (LENGTH, width)).astype(np.float32),
+        "b": rng.normal(0, 0.01, (width, width)).astype(np.float32),
+        "c": rng.normal(0, 0.1, (width, CLASSES)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "b"], ["g"]),
+        helper.make_node("Relu", ["g"], ["s"]),
+        helper.make_node("MatMul", ["s", "c"], ["y"]),
+    ]
+    return model(nodes, [numpy_helper.from_array(array, name) for name, array in weights.items()])
+
+
 def levels() -> onnx.ModelProto:
     """``x`` [batch, LENGTH] by its mean: class 0 below 2, class 1 up to 10, else 2."""
     weights = {

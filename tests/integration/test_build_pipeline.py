@@ -276,6 +276,23 @@ def test_an_original_that_does_not_run_is_bad_input(place, registry, cache, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_what_does_not_fit_into_memory_is_dropped_and_tried_again_with_more(
+    place, registry, cache, tmp_path
+):
+    model = add(registry, place, graphs.wide(), "wide", drop_max=0.1)
+    options = {"names": ("rpi5",), "memory_bytes": 400_000_000}
+    variant = run(registry, model, tmp_path / "out", cache, **options).variant("rpi5")
+    assert variant.candidate == "fp32"
+    reasons = {entry.name: entry.reason for entry in variant.candidates}
+    assert "it needs more than its 0.4 GB of memory" in reasons["int8-weights-s8"]
+    variant = run(registry, model, tmp_path / "out", cache, names=("rpi5",)).variant("rpi5")
+    assert variant.candidate == "int8-weights-s8"  # nothing of that is remembered
+    options["memory_bytes"] = 150_000_000
+    with pytest.raises(ResourceError, match=r"the original model: .* its 0.1 GB") as caught:
+        run(registry, model, tmp_path / "out", Cache(tmp_path / "cache"), **options)
+    assert "--memory-budget" in caught.value.hint
+
+
 def test_a_machine_that_starts_no_process_leaves_nothing(registry, waves, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     with pytest.raises(ResourceError, match="cannot start"):
