@@ -33,6 +33,8 @@ LATENCY_RUNS_MAX = 5000
 # clock. Size stands in for time, which is not known before: about 2 GB of weights read in all.
 _LATENCY_BYTES = 2_000_000_000
 _TIMEOUT_S = 3600.0  # an engine that hangs must not hang the build for ever
+_EMULATED_TIMES = 6  # … of which emulation gets more: it is ten to a hundred times slower
+_MEND = "pip install 'edgekit-ml[build,runtime]'"
 _EVALUATE = "edgekit_runtime.evaluate"
 _RACE = "edgekit_runtime.race"
 _OUTPUTS = "outputs.npz"
@@ -200,12 +202,19 @@ class Measurer:
         with self.cache.scratch() as scratch:
             layout = scratch / "layout"
             bundle = self.writer.write(layout, head, contents)
-            command = [*(emulator.command if emulator else ())]
-            command += [sys.executable, "-m", _EVALUATE]
+            python, environment = (
+                emulator.prepared(scratch) if emulator else ([sys.executable], None)
+            )
+            command = [*python, "-m", _EVALUATE]
             command += [f"{layout}@{bundle.digest}", "--data", str(data), "--json"]
             command += ["--outputs", str(folder / _OUTPUTS)]
             command += ["--latency-runs", str(runs)]
-            raw, error = _evaluate(command)
+            raw, error = _evaluate(
+                command,
+                environment,
+                timeout_s=_TIMEOUT_S * (_EMULATED_TIMES if emulator else 1),
+                mend=emulator.mend if emulator else _MEND,
+            )
         if raw is None:
             return {"error": error, "evaluation": None}
         evaluation = codec.decode(Evaluation, raw, what="output of edgekit_runtime.evaluate")
@@ -224,18 +233,30 @@ def _trial_head(subject: Subject, version: str) -> BundleHead:
     )
 
 
-def run_child(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+def run_child(
+    command: list[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    timeout_s: float = _TIMEOUT_S,
+) -> subprocess.CompletedProcess[bytes]:
     """Run one of our own modules in a process of its own.
+
+    Args:
+        command: program and arguments.
+        environment: its variables; None passes on ours.
+        timeout_s: seconds that it may take.
 
     Raises:
         UnavailableError: it did not end in time.
         ResourceError: no process can be started.
     """
     try:
-        return subprocess.run(command, capture_output=True, check=False, timeout=_TIMEOUT_S)
+        return subprocess.run(
+            command, capture_output=True, check=False, timeout=timeout_s, env=environment
+        )
     except subprocess.TimeoutExpired as exc:
         raise UnavailableError(
-            f"{' '.join(command[:4])} did not end within {_TIMEOUT_S:.0f} s",
+            f"{' '.join(command[:4])} did not end within {timeout_s:.0f} s",
             hint="try a smaller data set",
         ) from exc
     except OSError as exc:
@@ -252,9 +273,15 @@ def killed(done: subprocess.CompletedProcess[bytes], what: str) -> ResourceError
     )
 
 
-def _evaluate(command: list[str]) -> tuple[bytes | None, str | None]:
-    """Output, or the exact error where it is the model's fault."""
-    done = run_child(command)
+def _evaluate(
+    command: list[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    timeout_s: float = _TIMEOUT_S,
+    mend: str = _MEND,
+) -> tuple[bytes | None, str | None]:
+    """Output, or the exact error where it is the model's fault; ``mend`` where it is Python's."""
+    done = run_child(command, environment, timeout_s=timeout_s)
     if done.returncode == 0:
         return done.stdout, None
     text = done.stderr.decode(errors="replace")
@@ -268,9 +295,7 @@ def _evaluate(command: list[str]) -> tuple[bytes | None, str | None]:
     if done.returncode == ResourceError.exit_code:
         raise ResourceError(message, hint="free space or memory and run the same command again")
     if "No module named" in message or not found:
-        raise UnavailableError(
-            f"cannot measure: {message}", hint="pip install 'edgekit-ml[build,runtime]'"
-        )
+        raise UnavailableError(f"cannot measure: {message}", hint=mend)
     if done.returncode in (2, BugError.exit_code):
         raise BugError(f"edgekit_runtime.evaluate: {message}")
     return None, message
