@@ -97,7 +97,10 @@ def test_wrong_fields_are_named(old, new, message):
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [('"quality", "size"', '"quality", "emulated"'), ('required = "none"', 'required = "emulated"')],
+    [
+        ('"quality", "size"', '"quality", "emulated"'),
+        ('required = "none"', 'required = "emulated"'),
+    ],
 )
 def test_who_asks_for_emulation_has_to_name_a_cpu(old, new):
     with pytest.raises(BadInputError, match="emulator: is needed"):
