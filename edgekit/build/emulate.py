@@ -100,7 +100,8 @@ def needs_root(target: TargetProfile, host: Host) -> bool:
 def root_folder(target: TargetProfile, cache_root: Path) -> Path:
     """Where the root for ``target`` is, or would be: ``$EDGEKIT_EMULATOR_ROOT``, else the cache."""
     given = os.environ.get(ROOT_ENV)
-    return Path(given).absolute() if given else cache_root / "emulators" / target.arch.value
+    folder = Path(given) if given else cache_root / "emulators" / target.arch.value
+    return folder.absolute()
 
 
 def find(target: TargetProfile, host: Host, cache_root: Path) -> Emulator:

@@ -8,7 +8,7 @@ together keep the one that the contract asks for (`edgekit.stats.bounds.spent`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -61,6 +61,7 @@ class Finisher:
     measurer: Measurer
     host: Host
     tick: Callable[[str], None]
+    _emulators: dict[str, Emulator | UnavailableError] = field(default_factory=dict)
 
     def original(self, target: TargetProfile, *, timed: TimedRun | None, final: bool) -> Measured:
         """The registered model on tuning and golden data, or on the evaluation split.
@@ -88,7 +89,7 @@ class Finisher:
                 return verdict
         if self._is_emulated(target):
             try:
-                emulate.ready(target, self.host, self.measurer.cache)
+                self._emulator(target)
             except UnavailableError as exc:
                 return _not_emulated(target, self.study.contract, exc)
         return None
@@ -210,7 +211,7 @@ class Finisher:
             return None, gates.emulated(None, None, budget, "the target does not ask for it")
         self.tick(f"{target.name}: running the artifact on an emulated {target.emulator}")
         try:
-            emulator = emulate.ready(target, self.host, self.measurer.cache)
+            emulator = self._emulator(target)
             run = self.measurer.measure(subject, self.study.evaluation, emulator=emulator)
         except UnavailableError as exc:
             return None, _not_emulated(target, contract, exc)
@@ -220,6 +221,19 @@ class Finisher:
             return None, gates.emulated(None, None, budget, f"{emulator.facts}: {strange}")
         found = self._compare(contract, original, run, slices=False)
         return emulator, gates.emulated(found.drop, run.evaluation.golden, budget, emulator.facts)
+
+    def _emulator(self, target: TargetProfile) -> Emulator:
+        """The target's emulator, tried once: what is missing is missing for every candidate."""
+        if target.name not in self._emulators:
+            try:
+                found = emulate.ready(target, self.host, self.measurer.cache)
+                self._emulators[target.name] = found
+            except UnavailableError as exc:
+                self._emulators[target.name] = exc
+        known = self._emulators[target.name]
+        if isinstance(known, UnavailableError):
+            raise known
+        return known
 
     def _is_emulated(self, target: TargetProfile) -> bool:
         native = self.host.validation(target) is Validation.NATIVE

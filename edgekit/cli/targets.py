@@ -86,6 +86,11 @@ def emulator(
     packages. --base or --base-rootfs, as `edgekit image build` takes them, makes one in the cache,
     or in the folder that $EDGEKIT_EMULATOR_ROOT names; no root's rights are needed.
     """
+    if base is not None and base_rootfs is not None:
+        raise UsageError(
+            "--base and --base-rootfs are two ways to say what the root is made of",
+            hint="give one of them",
+        )
     with output.needs("build"):
         from edgekit.build import emulate, host, target
         from edgekit.build.cache import Cache
@@ -115,8 +120,6 @@ def _make_root(
     from edgekit.package import image, oci_base
 
     folder = wheels or steps.root / "wheels"
-    if root is not None and image_base is not None:
-        raise UsageError("give --base or --base-rootfs, not both")
     if root is not None:
         found = image.Builder(steps, folder, epoch=0, on_step=output.note).rootfs(root)
     else:
