@@ -16,7 +16,7 @@ from edgekit.build.cache import Cache, Step
 from edgekit.build.emulate import Emulator
 from edgekit.build.host import Host
 from edgekit.build.ports import BundleContent, BundleHead, BundleWriter
-from edgekit.build.processes import Processes
+from edgekit.build.processes import TIMEOUT_S, Processes
 from edgekit.contracts import codec, digest
 from edgekit.contracts.bundle import Role
 from edgekit.contracts.contract import Contract, QualityBudget
@@ -32,6 +32,8 @@ LATENCY_RUNS_MAX = 5000
 # Small models answer in microseconds: 200 runs are over before the processor has changed its
 # clock. Size stands in for time, which is not known before: about 2 GB of weights read in all.
 _LATENCY_BYTES = 2_000_000_000
+_EMULATED_TIMES = 6  # as long as else: ARM on x86 computes 150 to 300 times slower than x86
+_MEND = "pip install 'edgekit-ml[build,runtime]'"
 _EVALUATE = "edgekit_runtime.evaluate"
 _RACE = "edgekit_runtime.race"
 _OUTPUTS = "outputs.npz"
@@ -220,24 +222,37 @@ class Measurer:
         with self.cache.scratch() as scratch:
             layout = scratch / "layout"
             bundle = self.writer.write(layout, head, contents)
-            command = [*(emulator.command if emulator else ())]
-            command += [sys.executable, "-m", _EVALUATE]
+            python, environment = (
+                emulator.prepared(scratch) if emulator else ([sys.executable], None)
+            )
+            command = [*python, "-m", _EVALUATE]
             command += [f"{layout}@{bundle.digest}", "--data", str(data), "--json"]
             command += ["--outputs", str(folder / _OUTPUTS)]
             command += ["--latency-runs", str(runs)]
-            raw, error = self._evaluate(command, at_once=at_once, bounded=emulator is None)
+            raw, error = self._evaluate(command, at_once, emulator, environment)
         if raw is None:
             return {"error": error, "evaluation": None}
         evaluation = codec.decode(Evaluation, raw, what="output of edgekit_runtime.evaluate")
         return {"error": None, "evaluation": evaluation}
 
     def _evaluate(
-        self, command: list[str], *, at_once: int = 1, bounded: bool = True
+        self,
+        command: list[str],
+        at_once: int = 1,
+        emulator: Emulator | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> tuple[bytes | None, str | None]:
         """Output, or the exact error where it is the model's fault."""
-        done = self.processes.run(command, at_once=at_once, bounded=bounded)
+        done = self.processes.run(
+            command,
+            environment,
+            at_once=at_once,
+            # Emulators reserve what they never touch.
+            bounded=emulator is None,
+            timeout_s=TIMEOUT_S * (_EMULATED_TIMES if emulator else 1),
+        )
         if done.starved and at_once > 1:  # with all the memory to itself it may do
-            return self._evaluate(command, bounded=bounded)
+            return self._evaluate(command, 1, emulator, environment)
         if done.starved:
             raise CandidateMemoryError(f"measuring: {done.wanted}")
         if done.returncode == 0:
@@ -250,9 +265,8 @@ class Measurer:
         if done.returncode == ResourceError.exit_code:
             raise ResourceError(message, hint="free space or memory and run the same command again")
         if "No module named" in message or not found:
-            raise UnavailableError(
-                f"cannot measure: {message}", hint="pip install 'edgekit-ml[build,runtime]'"
-            )
+            mend = emulator.mend if emulator else _MEND
+            raise UnavailableError(f"cannot measure: {message}", hint=mend)
         if done.returncode in (2, BugError.exit_code):
             raise BugError(f"edgekit_runtime.evaluate: {message}")
         return None, message

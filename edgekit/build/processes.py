@@ -11,7 +11,7 @@ import re
 import resource
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,13 +94,23 @@ class Processes:
         each = int(_ROOM * max(_PEAK_MIN, _peak_bytes()))
         return max(1, min(wanted, len(os.sched_getaffinity(0)), self.memory_bytes // each))
 
-    def run(self, command: Sequence[str], *, at_once: int = 1, bounded: bool = True) -> Done:
+    def run(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        at_once: int = 1,
+        bounded: bool = True,
+        timeout_s: float = TIMEOUT_S,
+    ) -> Done:
         """Run ``command`` to its end.
 
         Args:
             command: program and arguments.
+            environment: its variables; None passes on ours.
             at_once: so many share the memory.
-            bounded: False for emulators, which reserve what they never touch.
+            bounded: whether the kernel holds it to its share.
+            timeout_s: seconds that it may take.
 
         Raises:
             UnavailableError: it did not end in time.
@@ -109,18 +119,18 @@ class Processes:
         share = self.memory_bytes // at_once
         try:
             with subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
             ) as process:
                 if bounded:
                     _bound(process.pid, share)
                 try:
-                    out, err = process.communicate(timeout=TIMEOUT_S)
+                    out, err = process.communicate(timeout=timeout_s)
                 except BaseException:
                     process.kill()
                     raise
         except subprocess.TimeoutExpired as exc:
             raise UnavailableError(
-                f"{' '.join(command[:4])} did not end within {TIMEOUT_S:.0f} s",
+                f"{' '.join(command[:4])} did not end within {timeout_s:.0f} s",
                 hint="try a smaller data set",
             ) from exc
         except OSError as exc:

@@ -69,7 +69,11 @@ def build(
         ),
     ] = None,
     emulate: Annotated[
-        bool, typer.Option("--emulate", help="Also gate on the emulated target CPU (qemu-user).")
+        bool,
+        typer.Option(
+            "--emulate",
+            help="Also gate on the emulated target CPU (qemu-user); see `targets emulator`.",
+        ),
     ] = False,
     cache: Annotated[
         Path | None, typer.Option(help="Step cache; $EDGEKIT_CACHE or the home folder's.")
