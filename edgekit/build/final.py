@@ -24,6 +24,7 @@ from edgekit.build.measure import (
     Measurer,
     Subject,
     TimedRun,
+    neutral,
 )
 from edgekit.build.outcome import Chosen, Trial
 from edgekit.build.processes import MEMORY_HINT
@@ -79,7 +80,9 @@ class Finisher:
             ResourceError: not in the memory that the build may take.
         """
         self.tick(f"{target.name}: measuring the original")
-        subject = subject_of(target, self.study.original)
+        # It takes what preprocessing gives, whatever the variants do.
+        contract = neutral(self.study.contract)
+        subject = replace(subject_of(target, self.study.original), contract=contract)
         data = self.study.evaluation if final else self.study.tuning
         try:
             return self.measurer.measure(subject, data, timed=timed)

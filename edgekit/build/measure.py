@@ -77,6 +77,7 @@ class Subject:
     engine: str
     engine_versions: str
     engine_options: Mapping[str, str] = field(default_factory=dict)
+    contract: Contract | None = None  # a `neutral` one, where it is not that of the variants
     golden: bytes | None = None
     tolerance: bytes | None = None
 
@@ -172,15 +173,15 @@ class Measurer:
         return {"error": None, "latencies": codec.decode(list[Latency], raw, what=_RACE)}
 
     def _contents(self, subject: Subject) -> list[BundleContent]:
-        contract = BundleContent("contract.json", Role.CONTRACT, codec.encode(self.contract))
-        return [*subject.contents, contract]
+        contract = codec.encode(subject.contract or self.contract)
+        return [*subject.contents, BundleContent("contract.json", Role.CONTRACT, contract)]
 
     def _step(
         self, subject: Subject, data: Path, timed: TimedRun | None, emulator: Emulator | None
     ) -> Step:
         inputs = {
             "model": subject.model_digest,
-            "contract": digest.of_bytes(codec.encode(self.contract)),
+            "contract": digest.of_bytes(codec.encode(subject.contract or self.contract)),
             "data": digest.of_file(data)[0],
         }
         for name in ("golden", "tolerance"):

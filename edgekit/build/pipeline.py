@@ -76,6 +76,7 @@ def build(
     host: Host | None = None,
     time_budget_s: float = TIME_BUDGET_S,
     memory_bytes: int | None = None,
+    fold_preprocessing: bool = False,
     on_progress: OnProgress | None = None,
 ) -> BuildRecord:
     """Build ``model`` for ``targets`` into the OCI layout ``out``.
@@ -96,6 +97,8 @@ def build(
             out of time goes on where it was in the next build.
         memory_bytes: that its processes may take together; None: most of what is free now. A step
             that needs more is dropped and said, and so many run side by side as fit.
+        fold_preprocessing: let the graphs of the variants do what the contract declares to be done
+            before; their contract then declares none.
         on_progress: called as each unit of work begins.
 
     Raises:
@@ -115,8 +118,8 @@ def build(
     deadline = time.monotonic() + time_budget_s
     with cache.scratch() as scratch:
         tick("fetching and normalising the model")
-        study = prepare(registry, model, cache, scratch)
-        contract, processes = neutral(model.contract), Processes(memory_bytes)
+        study = prepare(registry, model, cache, scratch, fold_preprocessing=fold_preprocessing)
+        contract, processes = neutral(study.variant_contract), Processes(memory_bytes)
         measurer = Measurer(cache, writer, host, contract, processes)
         quantization = Quantization(study, cache, host, contract, scratch, processes)
         finisher = Finisher(study, measurer, host, tick)
@@ -202,7 +205,7 @@ def _contents(
     card = derive.card(model, target, result.verdicts)
     contents = [
         *result.trial.artifact.contents(),
-        BundleContent("contract.json", Role.CONTRACT, codec.encode(model.contract)),
+        BundleContent("contract.json", Role.CONTRACT, codec.encode(study.variant_contract)),
         BundleContent("golden.npz", Role.GOLDEN, result.golden),
         BundleContent("tolerance.json", Role.TOLERANCE, result.tolerance),
         BundleContent("evidence.json", Role.EVIDENCE, codec.encode(document)),

@@ -68,6 +68,12 @@ def build(
             help="Memory of all quantizers and measurements together; most of what is free.",
         ),
     ] = None,
+    fold_preprocessing: Annotated[
+        bool,
+        typer.Option(
+            "--fold-preprocessing", help="Let the variants' graphs do the declared preprocessing."
+        ),
+    ] = False,
     emulate: Annotated[
         bool,
         typer.Option(
@@ -105,6 +111,7 @@ def build(
         writer=OciBundleWriter(),
         cache=Cache(cache) if cache else None,
         time_budget_s=time_budget,
+        fold_preprocessing=fold_preprocessing,
         memory_bytes=int(memory_budget * 1e9) if memory_budget else None,
         on_progress=_progress,
     )

@@ -4,6 +4,7 @@ import sys
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from buildkit import graphs
 from onnx import helper, numpy_helper
@@ -15,12 +16,13 @@ from edgekit.build.pipeline import build
 from edgekit.build.record import RECORD_FILE, BuildRecord
 from edgekit.contracts import codec
 from edgekit.contracts.bundle import BundleManifest, Role
-from edgekit.contracts.contract import Budget
+from edgekit.contracts.contract import Budget, Contract, Normalise
 from edgekit.contracts.errors import BadInputError, GateFailedError, ResourceError, UsageError
 from edgekit.contracts.oci import LayoutReader
 from edgekit.contracts.reference import Reference, validate
 from edgekit.contracts.verdict import Outcome
 from edgekit.package.bundle import OciBundleWriter
+from edgekit.registry import graph, infer
 from edgekit.registry.local import LocalRegistry
 from edgekit.registry.model import Split
 from edgekit.registry.register import Sources, register
@@ -234,6 +236,35 @@ def test_a_target_that_cannot_be_validated_here_fails_closed(registry, waves, ca
     assert [m.digest for m in LayoutReader(tmp_path / "out").index().manifests] == [
         record.variant("rpi5").digest
     ]
+
+
+def test_preprocessing_becomes_part_of_the_graph(place, registry, cache, tmp_path):
+    """The registered model takes standardised numbers, devices have volts."""
+    x, labels = graphs.waves()
+    np.savez(tmp_path / "volts.npz", x=x * 5 + 230, labels=labels)
+    path = graphs.save(graphs.classifier(hidden=256), tmp_path / "volts.onnx")
+    derived = infer.contract_of(graph.facts(onnx.load(path), "m"), None).contract
+    declared = msgspec.structs.replace(
+        derived.inputs[0], preprocess=(Normalise(mean=(230.0,), std=(5.0,)),)
+    )
+    contract = msgspec.structs.replace(derived, inputs=(declared,))
+    model = register(
+        registry, "volts", path, Sources(data=str(tmp_path / "volts.npz")), contract=contract
+    ).version
+    found = {}
+    for fold in (False, True):
+        out = tmp_path / str(fold)
+        record = run(registry, model, out, cache, names=("rpi5",), fold_preprocessing=fold)
+        variant = record.variant("rpi5")
+        assert variant.outcome is Outcome.PASS
+        assert variant.precision == "int8"
+        notes = " ".join(record.normalised)
+        assert ("the graph does the declared preprocessing (steps: 1)" in notes) is fold
+        _, files = bundle_of(out, "volts-1-rpi5")
+        shipped = codec.decode(Contract, files["contract.json"], what="contract")
+        assert bool(shipped.inputs[0].preprocess) is not fold
+        found[fold] = variant.quality_drop
+    assert found[True] == pytest.approx(found[False], abs=0.02)
 
 
 def outlier_model():
