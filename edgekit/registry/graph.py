@@ -14,6 +14,15 @@ from edgekit.contracts.errors import BadInputError, translate_os_errors
 from edgekit.contracts.limits import MODEL_BYTES_MAX
 
 Dim = int | str
+_FLOATS = frozenset(
+    {
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.FLOAT16,
+        onnx.TensorProto.BFLOAT16,
+        onnx.TensorProto.DOUBLE,
+    }
+)
+_MULTIPLY = frozenset({"Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})
 _DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 _SOFTMAX = frozenset({"Softmax", "LogSoftmax"})
 
@@ -94,21 +103,28 @@ def _check_domains(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _check_weights(model: onnx.ModelProto, path: Path) -> None:
-    tensors = [*model.graph.initializer]
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    multiplied: set[str] = set()
     for node in model.graph.node:
         if node.op_type == "Constant":
-            tensors += [item.t for item in node.attribute if item.HasField("t")]
-    for tensor in tensors:
+            held = [item.t for item in node.attribute if item.HasField("t")]
+            tensors.update((node.output[0], tensor) for tensor in held)
+        if node.op_type in _MULTIPLY:
+            multiplied |= set(node.input)
+    for name, tensor in tensors.items():
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise BadInputError(
-                f"{path}: weight {tensor.name!r} lies in another file (external data)",
+                f"{path}: weight {name!r} lies in another file (external data)",
                 hint="save one file: onnx.save(model, path, save_as_external_data=False)",
             )
-        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16) and bool(
-            np.isnan(numpy_helper.to_array(tensor)).any()
-        ):
+        if tensor.data_type not in _FLOATS:
+            continue
+        array = numpy_helper.to_array(tensor)
+        # Infinity is how a mask says "never"; a weight it is not.
+        found = "NaN" if np.isnan(array).any() else "infinity" if np.isinf(array).any() else None
+        if found == "NaN" or (found and name in multiplied):
             raise BadInputError(
-                f"{path}: weight {tensor.name!r} holds NaN", hint="train or export the model again"
+                f"{path}: weight {name!r} holds {found}", hint="train or export the model again"
             )
 
 

@@ -110,13 +110,27 @@ def test_custom_domains_are_named(tmp_path):
         graph.load(saved(tmp_path, model))
 
 
-def test_nan_weights_are_named(tmp_path):
-    model = graphs.classifier()
-    broken = numpy_helper.to_array(model.graph.initializer[0]).copy()
-    broken[0, 0] = np.nan
-    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(broken, "first"))
-    with pytest.raises(BadInputError, match="weight 'first' holds NaN"):
+@pytest.mark.parametrize("constants", [False, True], ids=["initializer", "Constant node"])
+@pytest.mark.parametrize(("value", "named"), [(np.nan, "NaN"), (-np.inf, "infinity")])
+def test_weights_that_are_no_numbers_are_named(tmp_path, value, named, constants):
+    model = graphs.classifier(constants=constants)
+    held = [a.t for node in model.graph.node for a in node.attribute if a.HasField("t")]
+    tensor = [*held, *model.graph.initializer][0]
+    broken = numpy_helper.to_array(tensor).copy()
+    broken[0, 0] = value
+    tensor.CopyFrom(numpy_helper.from_array(broken, tensor.name))
+    with pytest.raises(BadInputError, match=f"weight 'first' holds {named}"):
         graph.load(saved(tmp_path, model))
+
+
+def test_infinity_in_a_mask_is_how_it_says_never(tmp_path):
+    mask = numpy_helper.from_array(np.full((1, graphs.LENGTH), -np.inf, np.float32), "mask")
+    nodes = [
+        helper.make_node("Add", ["x", "mask"], ["m"]),
+        helper.make_node("Softmax", ["m"], ["y"], axis=-1),
+    ]
+    model = graphs.model(nodes, [mask], outputs=("batch", graphs.LENGTH))
+    assert graph.load(saved(tmp_path, model)).graph.node
 
 
 def test_external_data_is_refused(tmp_path):
