@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from edgekit.build import derive, reference, report, tools
@@ -25,7 +25,7 @@ from edgekit.build.ports import (
     Progress,
     WrittenBundle,
 )
-from edgekit.build.processes import Processes
+from edgekit.build.processes import STARVED, Processes
 from edgekit.build.quantize import Quantization
 from edgekit.build.record import RECORD_FILE, BuildRecord, VariantRecord
 from edgekit.build.study import Study, prepare
@@ -271,4 +271,16 @@ def _record(
         tag=f"{model.name}-{model.version}-{target.name}" if written else None,
         candidates=result.candidates,
         search=result.search,
+        nondeterministic=tuple(_nondeterministic(result)),
     )
+
+
+def _nondeterministic(result: Chosen) -> Iterator[str]:
+    """What of a build does not follow from its inputs alone; all else gives equal bytes."""
+    if result.trial.figures.latency is not None:
+        yield "choice: latencies were measured, and decide between candidates"
+    if not result.search.complete:
+        yield "search: it ran out of time"
+    starved = [entry.name for entry in result.candidates if STARVED in entry.reason]
+    if starved:
+        yield f"candidates: memory was too little for {', '.join(starved)}"

@@ -32,6 +32,7 @@ _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
+STARVED = "it needs more than its"
 MEMORY_HINT = "raise --memory-budget, or use a larger machine or a smaller data set"
 
 
@@ -58,7 +59,7 @@ class Done:
     @property
     def wanted(self) -> str:
         """What is said of one that `starved`."""
-        return f"it needs more than its {self.memory_bytes / 1e9:.1f} GB of memory"
+        return f"{STARVED} {self.memory_bytes / 1e9:.1f} GB of memory"
 
 
 def says_memory(text: str) -> bool:

@@ -72,6 +72,7 @@ class VariantRecord(msgspec.Struct, frozen=True, kw_only=True):
     tag: str | None
     candidates: tuple[CandidateRecord, ...]
     search: SearchRecord
+    nondeterministic: tuple[str, ...] = ()  # steps that may go another way with the same inputs
 
 
 class BuildRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -61,6 +61,8 @@ def _variant(variant: VariantRecord) -> list[str]:
         f"{variant.original_size_bytes}), validated: {escape(variant.validated)}, "
         f"search: {escape(search)}.</p>"
     )
+    if variant.nondeterministic:
+        parts.append(_list(f"Not determined by the inputs: {x}" for x in variant.nondeterministic))
     parts.append("<h3>Gates</h3>")
     parts.append(_list(f"{v.metric}: {v.outcome.value}: {v.reason}" for v in variant.verdicts))
     ran = [entry for entry in variant.candidates if entry.size_bytes and entry.outcome != "probe"]

@@ -48,6 +48,7 @@ def describe(variant: VariantRecord) -> str:
         f"{variant.target}: {variant.candidate} ({variant.precision}), {variant.outcome.value}",
         f"search {state}, {search.tried} candidates beyond the first round",
     ]
+    lines += [f"not determined by the inputs: {each}" for each in variant.nondeterministic]
     lines += [f"gate {v.metric} {v.outcome.value}: {v.reason}" for v in variant.verdicts]
     shipping = [entry for entry in variant.candidates if entry.outcome != "probe"]
     header = ["CANDIDATE", "DROP", "NOISE", "SIZE", "FRONT", "OUTCOME", "WHY"]

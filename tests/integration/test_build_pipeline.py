@@ -316,6 +316,8 @@ def test_what_does_not_fit_into_memory_is_dropped_and_tried_again_with_more(
     assert variant.candidate == "fp32"
     reasons = {entry.name: entry.reason for entry in variant.candidates}
     assert "it needs more than its 0.4 GB of memory" in reasons["int8-weights-s8"]
+    told = " ".join(variant.nondeterministic)
+    assert "candidates: memory was too little for int8-weights-s8, int8-all-s8" in told
     variant = run(registry, model, tmp_path / "out", cache, names=("rpi5",)).variant("rpi5")
     assert variant.candidate == "int8-weights-s8"  # nothing of that is remembered
     options["memory_bytes"] = 150_000_000

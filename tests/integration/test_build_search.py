@@ -62,6 +62,7 @@ def test_without_time_two_candidates_decide_and_the_record_says_what_would_come_
     assert [entry.name for entry in variant.candidates] == ["fp32", "int8-weights-s8"]
     assert (variant.search.complete, variant.search.tried) == (False, 0)
     assert variant.search.next == "int8-dynamic"
+    assert variant.nondeterministic == ("search: it ran out of time",)
 
 
 def test_exactly_the_planted_layer_goes_back_to_float(registry, planted, place):
@@ -78,6 +79,7 @@ def test_exactly_the_planted_layer_goes_back_to_float(registry, planted, place):
     assert all("only(l2)" in name for name in hurting)
     assert hurting
     assert variant.search.complete
+    assert variant.nondeterministic == ()
     assert len(steps) > len(probes)
     tried = {entry.name for entry in variant.candidates}  # of the first round, too
     assert {"int8-all-s8", "int8-weights-s8-pt", "int8-dynamic", "weights8", "fp16"} <= tried
