@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from edgekit.build import derive, emulate, gates, tools
-from edgekit.build.candidates import Candidate, Engine, Scheme
+from edgekit.build.candidates import Scheme
 from edgekit.build.emulate import Emulator
 from edgekit.build.host import Host
 from edgekit.build.judge import Comparison, compare
@@ -28,7 +28,7 @@ from edgekit.build.measure import (
 )
 from edgekit.build.outcome import Chosen, Trial
 from edgekit.build.processes import MEMORY_HINT
-from edgekit.build.study import Artifact, Study
+from edgekit.build.study import Study
 from edgekit.build.target import Gate, TargetProfile, Validation
 from edgekit.contracts import codec
 from edgekit.contracts.contract import Contract
@@ -45,20 +45,6 @@ def at_look(contract: Contract, look: int) -> Contract:
     confidence = bounds.spent(quality.confidence, look)
     return msgspec.structs.replace(
         contract, quality=msgspec.structs.replace(quality, confidence=confidence)
-    )
-
-
-def subject_of(
-    target: TargetProfile, artifact: Artifact, candidate: Candidate | None = None
-) -> Subject:
-    """What is measured of ``artifact``, run as ``candidate`` says, or as the original."""
-    engine = candidate.engine if candidate else Engine.ONNXRUNTIME
-    return Subject(
-        tuple(artifact.contents()),
-        artifact.digest,
-        engine.value,
-        target.versions_of(engine.value),
-        candidate.engine_options if candidate else {},
     )
 
 
@@ -82,7 +68,7 @@ class Finisher:
         self.tick(f"{target.name}: measuring the original")
         # It takes what preprocessing gives, whatever the variants do.
         contract = neutral(self.study.contract)
-        subject = replace(subject_of(target, self.study.original), contract=contract)
+        subject = replace(self.measurer.subject(target, self.study.original), contract=contract)
         data = self.study.evaluation if final else self.study.tuning
         try:
             return self.measurer.measure(subject, data, timed=timed)
@@ -121,7 +107,7 @@ class Finisher:
         recorded = self._recorded(target, trial)
         golden = derive.golden(self.study.golden_inputs, recorded)
         tolerance = codec.encode(derive.tolerance(candidate, recorded))
-        subject = subject_of(target, trial.artifact, candidate)
+        subject = self.measurer.subject(target, trial.artifact, candidate)
         subject = replace(subject, golden=golden, tolerance=tolerance)
         try:
             final = self.measurer.measure(subject, self.study.evaluation)
@@ -134,9 +120,8 @@ class Finisher:
         contract = contract if candidate.unquantized else at_look(contract, look)
         found = self._compare(contract, original, final, slices=True)
         emulator, emulated = self._emulated(target, subject, original, contract)
-        level = self.host.validation(target)
-        native = level is Validation.NATIVE
-        if emulator is not None and not native:
+        level, real = self.measurer.level(target), self.measurer.is_real(target)
+        if emulator is not None and not real:
             level = Validation.EMULATED
         verdicts = gates.judge(
             target,
@@ -148,13 +133,13 @@ class Finisher:
             emulated_verdict=emulated,
             coverage_verdict=self._coverage(target, trial),
             memory_verdict=gates.memory(
-                final.evaluation.rss_peak_bytes if native else None,
+                final.evaluation.rss_peak_bytes if real else None,
                 contract.budget_for(target.name),
                 target,
             ),
             slice_verdicts=[gates.in_slice(each, contract.quality) for each in found.slices],
         )
-        baseline = original_tuning.evaluation.latency if native else None
+        baseline = original_tuning.evaluation.latency if real else None
         return Chosen(
             trial=trial,
             golden=golden,
@@ -174,7 +159,7 @@ class Finisher:
         candidate = trial.figures.candidate
         if candidate.scheme is Scheme.DYNAMIC:
             # Its scales follow from the whole batch: beside other samples it answers differently.
-            subject = subject_of(target, trial.artifact, candidate)
+            subject = self.measurer.subject(target, trial.artifact, candidate)
             return self.measurer.measure(subject, self.study.golden).outputs
         outputs = trial.measured.outputs
         return {name: array[self.study.tuning_n :] for name, array in outputs.items()}
@@ -194,10 +179,10 @@ class Finisher:
         return gates.coverage(trial.artifact.coverage, target.coverage_min, quantized=meant)
 
     def _latency(self, target: TargetProfile, trial: Trial, original: Measured) -> Verdict:
-        native = self.host.validation(target) is Validation.NATIVE
+        real = self.measurer.is_real(target)
         return gates.latency(
-            trial.measured.evaluation.latency if native else None,
-            original.evaluation.latency if native else None,
+            trial.measured.evaluation.latency if real else None,
+            original.evaluation.latency if real else None,
             self.study.contract.budget_for(target.name),
             unquantized=trial.figures.candidate.unquantized,
         )
@@ -250,8 +235,8 @@ class Finisher:
         return known
 
     def _is_emulated(self, target: TargetProfile) -> bool:
-        native = self.host.validation(target) is Validation.NATIVE
-        required = target.validation_required is Validation.EMULATED and not native
+        real = self.measurer.is_real(target)
+        required = target.validation_required is Validation.EMULATED and not real
         return required or Gate.EMULATED in target.gates
 
 

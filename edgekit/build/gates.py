@@ -193,7 +193,7 @@ def emulated(
 
 def validation(level: Validation, required: Validation) -> Verdict:
     """Whether the artifact ran where the target profile asks for it, or at a higher level."""
-    order = (Validation.NONE, Validation.EMULATED, Validation.NATIVE)
+    order = (Validation.NONE, Validation.EMULATED, Validation.NATIVE, Validation.DEVICE)
     passed = order.index(level) >= order.index(required)
     reason = f"validated: {level.value}; the target requires {required.value}"
     return _verdict("validation", reason, passed=passed)

@@ -13,10 +13,14 @@ import msgspec
 
 from edgekit.build import tools
 from edgekit.build.cache import Cache, Step
+from edgekit.build.candidates import Candidate, Engine
+from edgekit.build.devices import Device
 from edgekit.build.emulate import Emulator
 from edgekit.build.host import Host
 from edgekit.build.ports import BundleContent, BundleHead, BundleWriter
-from edgekit.build.processes import TIMEOUT_S, Processes
+from edgekit.build.processes import TIMEOUT_S, Done, Processes
+from edgekit.build.study import Artifact
+from edgekit.build.target import TargetProfile, Validation
 from edgekit.contracts import codec, digest
 from edgekit.contracts.bundle import Role
 from edgekit.contracts.contract import Contract, QualityBudget
@@ -37,6 +41,7 @@ _MEND = "pip install 'edgekit-ml[build,runtime]'"
 _EVALUATE = "edgekit_runtime.evaluate"
 _RACE = "edgekit_runtime.race"
 _OUTPUTS = "outputs.npz"
+_LAYOUT, _DATA = "layout", "data.npz"  # beside what runs on a device
 
 
 class CandidateError(Exception):
@@ -78,6 +83,7 @@ class Subject:
     engine_versions: str
     engine_options: Mapping[str, str] = field(default_factory=dict)
     contract: Contract | None = None  # a `neutral` one, where it is not that of the variants
+    device: Device | None = None  # where it runs; None: here
     golden: bytes | None = None
     tolerance: bytes | None = None
 
@@ -97,6 +103,29 @@ class Measurer:
     host: Host
     contract: Contract  # a `neutral` one, so that changing a budget measures nothing anew
     processes: Processes = field(default_factory=Processes)
+    devices: Mapping[str, Device] = field(default_factory=dict)  # by target
+
+    def level(self, target: TargetProfile) -> Validation:
+        """Where artifacts for ``target`` run, when nothing is emulated."""
+        return Validation.DEVICE if target.name in self.devices else self.host.validation(target)
+
+    def is_real(self, target: TargetProfile) -> bool:
+        """Whether what is measured for ``target`` is what devices of it take: time and memory."""
+        return self.level(target) in {Validation.NATIVE, Validation.DEVICE}
+
+    def subject(
+        self, target: TargetProfile, artifact: Artifact, candidate: Candidate | None = None
+    ) -> Subject:
+        """What is measured of ``artifact``, run as ``candidate`` says, or as the original."""
+        engine = candidate.engine if candidate else Engine.ONNXRUNTIME
+        return Subject(
+            tuple(artifact.contents()),
+            artifact.digest,
+            engine.value,
+            target.versions_of(engine.value),
+            candidate.engine_options if candidate else {},
+            device=self.devices.get(target.name),
+        )
 
     def measure(
         self,
@@ -166,8 +195,15 @@ class Measurer:
             for index, subject in enumerate(subjects):
                 head = _trial_head(subject, str(index))
                 written.append(self.writer.write(layout, head, self._contents(subject)).digest)
-            command = [*tools.python(), _RACE, str(layout), *written, "--data", str(data)]
-            raw, error = self._evaluate(command)
+            arguments = [_RACE, _LAYOUT, *written, "--data", _DATA]
+            device = subjects[0].device
+            if device is not None:
+                files = {_LAYOUT: layout, _DATA: data}
+                raw, error, _ = self._remote(device, arguments, files, scratch)
+            else:
+                found = {_LAYOUT: str(layout), _DATA: str(data)}
+                here = [found.get(word, word) for word in arguments]
+                raw, error = self._evaluate([*tools.python(), *here])
         if raw is None:
             return {"error": error, "latencies": []}
         return {"error": None, "latencies": codec.decode(list[Latency], raw, what=_RACE)}
@@ -200,7 +236,7 @@ class Measurer:
             {
                 "timed": [timed.name, timed.runs] if timed else None,
                 "engine": [subject.engine, subject.engine_versions, subject.engine_options],
-                "host": self.host.facts(),
+                "host": subject.device.facts if subject.device else self.host.facts(),
                 "emulator": emulator.facts if emulator else None,
             },
         )
@@ -223,14 +259,24 @@ class Measurer:
         with self.cache.scratch() as scratch:
             layout = scratch / "layout"
             bundle = self.writer.write(layout, head, contents)
-            python, environment = (
-                emulator.prepared(scratch) if emulator else ([sys.executable], None)
-            )
-            command = [*python, "-m", _EVALUATE]
-            command += [f"{layout}@{bundle.digest}", "--data", str(data), "--json"]
-            command += ["--outputs", str(folder / _OUTPUTS)]
-            command += ["--latency-runs", str(runs)]
-            raw, error = self._evaluate(command, at_once, emulator, environment)
+            arguments = ["--json", "--latency-runs", str(runs)]
+            if subject.device is not None and emulator is None:
+                arguments += [f"{_LAYOUT}@{bundle.digest}", "--data", _DATA]
+                arguments += ["--outputs", f"out/{_OUTPUTS}"]
+                files = {_LAYOUT: layout, _DATA: data}
+                raw, error, got = self._remote(
+                    subject.device, [_EVALUATE, *arguments], files, scratch
+                )
+                if raw is not None:
+                    (folder / _OUTPUTS).write_bytes(got[_OUTPUTS])
+            else:
+                python, environment = (
+                    emulator.prepared(scratch) if emulator else ([sys.executable], None)
+                )
+                arguments += [f"{layout}@{bundle.digest}", "--data", str(data)]
+                arguments += ["--outputs", str(folder / _OUTPUTS)]
+                command = [*python, "-m", _EVALUATE, *arguments]
+                raw, error = self._evaluate(command, at_once, emulator, environment)
         if raw is None:
             return {"error": error, "evaluation": None}
         evaluation = codec.decode(Evaluation, raw, what="output of edgekit_runtime.evaluate")
@@ -256,21 +302,34 @@ class Measurer:
             return self._evaluate(command, 1, emulator, environment)
         if done.starved:
             raise CandidateMemoryError(f"measuring: {done.wanted}")
-        if done.returncode == 0:
-            return done.stdout, None
-        found = re.search(r"^error: (.*)$", done.stderr, re.MULTILINE)
-        lines = done.stderr.strip().splitlines()
-        message = found[1] if found else (lines[-1] if lines else f"exit status {done.returncode}")
-        if done.returncode < 0:
-            return None, f"the engine crashed with signal {-done.returncode}"
-        if done.returncode == ResourceError.exit_code:
-            raise ResourceError(message, hint="free space or memory and run the same command again")
-        if "No module named" in message or not found:
-            mend = emulator.mend if emulator else _MEND
-            raise UnavailableError(f"cannot measure: {message}", hint=mend)
-        if done.returncode in (2, BugError.exit_code):
-            raise BugError(f"edgekit_runtime.evaluate: {message}")
-        return None, message
+        return _outcome(done, done.stdout, emulator.mend if emulator else _MEND)
+
+    def _remote(
+        self, device: Device, arguments: list[str], files: Mapping[str, Path], work: Path
+    ) -> tuple[bytes | None, str | None, dict[str, bytes]]:
+        """As `_evaluate` on a device, and the files that came back."""
+        done, got = device.run(self.processes, ["-m", *arguments], files, work)
+        if done.starved:
+            raise CandidateMemoryError("measuring: it needs more memory than the device has")
+        return *_outcome(done, got.get("stdout", b""), device.mend), got
+
+
+def _outcome(done: Done, stdout: bytes, mend: str) -> tuple[bytes | None, str | None]:
+    """What it said, or the exact error where it is the model's fault; ``mend`` is Python's."""
+    if done.returncode == 0:
+        return stdout, None
+    found = re.search(r"^error: (.*)$", done.stderr, re.MULTILINE)
+    lines = done.stderr.strip().splitlines()
+    message = found[1] if found else (lines[-1] if lines else f"exit status {done.returncode}")
+    if done.returncode < 0:
+        return None, f"the engine crashed with signal {-done.returncode}"
+    if done.returncode == ResourceError.exit_code:
+        raise ResourceError(message, hint="free space or memory and run the same command again")
+    if "No module named" in message or not found:
+        raise UnavailableError(f"cannot measure: {message}", hint=mend)
+    if done.returncode in (2, BugError.exit_code):
+        raise BugError(f"edgekit_runtime.evaluate: {message}")
+    return None, message
 
 
 def _trial_head(subject: Subject, version: str) -> BundleHead:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edgekit.build import derive, reference, report, tools
 from edgekit.build.cache import Cache
+from edgekit.build.devices import Device, reach
 from edgekit.build.final import Finisher
 from edgekit.build.host import Host, detect
 from edgekit.build.measure import Measurer, neutral
@@ -77,6 +78,7 @@ def build(
     time_budget_s: float = TIME_BUDGET_S,
     memory_bytes: int | None = None,
     fold_preprocessing: bool = False,
+    devices: Mapping[str, Device] | None = None,
     on_progress: OnProgress | None = None,
 ) -> BuildRecord:
     """Build ``model`` for ``targets`` into the OCI layout ``out``.
@@ -99,6 +101,7 @@ def build(
             that needs more is dropped and said, and so many run side by side as fit.
         fold_preprocessing: let the graphs of the variants do what the contract declares to be done
             before; their contract then declares none.
+        devices: by target, where to measure instead of here.
         on_progress: called as each unit of work begins.
 
     Raises:
@@ -120,7 +123,8 @@ def build(
         tick("fetching and normalising the model")
         study = prepare(registry, model, cache, scratch, fold_preprocessing=fold_preprocessing)
         contract, processes = neutral(study.variant_contract), Processes(memory_bytes)
-        measurer = Measurer(cache, writer, host, contract, processes)
+        reached = _reach(targets, devices or {}, processes, scratch)
+        measurer = Measurer(cache, writer, host, contract, processes, reached)
         quantization = Quantization(study, cache, host, contract, scratch, processes)
         finisher = Finisher(study, measurer, host, tick)
         builder = VariantBuilder(study, quantization, measurer, host, tick, finisher)
@@ -135,10 +139,10 @@ def build(
         }
         variants = []
         for target, result in chosen:
-            measured_on = {"quality_measured_on": _measured_on(host, result)}
+            measured_on = {"quality_measured_on": _measured_on(result)}
             contents = _contents(study, model, target, result, {**facts, **measured_on})
             written = _write(out, writer, _head(model, target, result), contents, result)
-            variants.append(_record(model, target, result, written, host))
+            variants.append(_record(model, target, result, written))
     record = BuildRecord(
         model=model.name,
         version=model.version,
@@ -156,6 +160,23 @@ def build(
     return record
 
 
+def _reach(
+    targets: Sequence[TargetProfile],
+    devices: Mapping[str, Device],
+    processes: Processes,
+    scratch: Path,
+) -> dict[str, Device]:
+    """Before anything is built: one that does not answer must not cost an hour."""
+    if unknown := sorted(set(devices) - {target.name for target in targets}):
+        raise UsageError(
+            f"a device of {unknown[0]}, which is not built", hint=f"-t {unknown[0]}, or leave it"
+        )
+    by_name = {target.name: target for target in targets}
+    return {
+        name: reach(device, by_name[name], processes, scratch) for name, device in devices.items()
+    }
+
+
 def _precision(result: Chosen) -> dict[str, str]:
     """The precision in which the engine computes, where it has a choice."""
     found = result.final.evaluation.engine_facts.get("inference_precision")
@@ -167,9 +188,9 @@ def _inputs(model: ModelVersion) -> dict[str, str]:
     return {"model": model.file().sha256, **splits}
 
 
-def _measured_on(host: Host, result: Chosen) -> str:
+def _measured_on(result: Chosen) -> str:
     final = result.final.evaluation
-    return f"{host.arch}, {final.engine} {final.engine_version}"
+    return f"{final.machine}, {final.engine} {final.engine_version}"
 
 
 def _head(model: ModelVersion, target: TargetProfile, result: Chosen) -> BundleHead:
@@ -239,7 +260,6 @@ def _record(
     target: TargetProfile,
     result: Chosen,
     written: WrittenBundle | None,
-    host: Host,
 ) -> VariantRecord:
     figures = result.trial.figures
     latency = figures.latency
@@ -263,7 +283,7 @@ def _record(
         emulated_on=result.emulated_on,
         engine=figures.candidate.engine.value,
         looks=result.looks,
-        quality_measured_on=_measured_on(host, result),
+        quality_measured_on=_measured_on(result),
         verdicts=result.verdicts,
         repository=model.name,
         digest=written.digest if written else None,

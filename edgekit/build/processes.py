@@ -100,6 +100,7 @@ class Processes:
         command: Sequence[str],
         environment: Mapping[str, str] | None = None,
         *,
+        stdin: Path | None = None,
         at_once: int = 1,
         bounded: bool = True,
         timeout_s: float = TIMEOUT_S,
@@ -109,6 +110,7 @@ class Processes:
         Args:
             command: program and arguments.
             environment: its variables; None passes on ours.
+            stdin: a file that it reads; None: nothing.
             at_once: so many share the memory.
             bounded: whether the kernel holds it to its share.
             timeout_s: seconds that it may take.
@@ -119,9 +121,16 @@ class Processes:
         """
         share = self.memory_bytes // at_once
         try:
-            with subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-            ) as process:
+            with (
+                (stdin or Path(os.devnull)).open("rb") as read,
+                subprocess.Popen(
+                    command,
+                    stdin=read,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env=environment,
+                ) as process,
+            ):
                 if bounded:
                     _bound(process.pid, share)
                 try:

@@ -39,8 +39,9 @@ class Gate(str, Enum):
 
 
 class Validation(str, Enum):
-    """Where the artifact ran: with the target's instruction set, emulating it, or nowhere."""
+    """Where the artifact ran: on a device, with its instructions, emulating them, or nowhere."""
 
+    DEVICE = "device"
     NATIVE = "native"
     EMULATED = "emulated"
     NONE = "none"
@@ -130,9 +131,11 @@ def parse(raw: bytes, what: str) -> TargetProfile:
             f"target profile {what}: emulator: is needed, because emulation is asked for",
             hint="name a CPU model, as 'qemu-ARCH -cpu help' lists them: emulator = 'Haswell'",
         )
-    if Gate.LATENCY in profile.gates and profile.validation_required is not Validation.NATIVE:
+    real = profile.validation_required in {Validation.NATIVE, Validation.DEVICE}
+    if Gate.LATENCY in profile.gates and not real:
         raise BadInputError(
-            f"target profile {what}: gates: latency needs validation_required = 'native'",
+            f"target profile {what}: gates: latency needs validation_required = 'native' "
+            "or 'device'",
             hint="latency is only ever taken from real hardware",
         )
     return profile

@@ -12,7 +12,7 @@ import msgspec
 
 from edgekit.build import derive, search, select
 from edgekit.build.candidates import Candidate, by_nncf, candidates_for
-from edgekit.build.final import Finisher, at_look, subject_of
+from edgekit.build.final import Finisher, at_look
 from edgekit.build.host import Host
 from edgekit.build.judge import can_pass, compare
 from edgekit.build.measure import (
@@ -26,7 +26,7 @@ from edgekit.build.outcome import Chosen, Trial, dropped, record
 from edgekit.build.quantize import Quantization
 from edgekit.build.record import CandidateRecord, SearchRecord
 from edgekit.build.study import Artifact, Study
-from edgekit.build.target import TargetProfile, Validation
+from edgekit.build.target import TargetProfile
 from edgekit.contracts import codec, digest
 from edgekit.contracts.errors import GateFailedError
 from edgekit.contracts.verdict import Outcome, Verdict
@@ -111,7 +111,9 @@ class VariantBuilder:
         if len(close) > 1:
             self.tick(f"{state.target.name}: timing {len(close)} candidates in turns")
             subjects = [
-                subject_of(state.target, shipping[each.candidate].artifact, each.candidate)
+                self.measurer.subject(
+                    state.target, shipping[each.candidate].artifact, each.candidate
+                )
                 for each in close
             ]
             try:
@@ -161,8 +163,7 @@ class VariantBuilder:
     def _begin(self, target: TargetProfile) -> _Round:
         """Measure the original, and what there is to compare it with at the least."""
         candidates = candidates_for(target, self.study.structure)
-        native = self.host.validation(target) is Validation.NATIVE
-        timed = self._timed_run(candidates) if native else None
+        timed = self._timed_run(candidates) if self.measurer.is_real(target) else None
         original = self.finisher.original(target, timed=timed, final=False)
         state = _Round(target, candidates, original, timed)
         self._measure(state, candidates[:_ALWAYS])
@@ -198,7 +199,7 @@ class VariantBuilder:
         if not isinstance(made, Artifact):
             return made is not None
         timed = None if candidate.only else state.timed
-        subject = subject_of(state.target, made, candidate)
+        subject = self.measurer.subject(state.target, made, candidate)
         return self.measurer.knows(subject, self.study.tuning, timed=timed)
 
     def _measure(self, state: _Round, candidates: Sequence[Candidate]) -> None:
@@ -235,8 +236,9 @@ class VariantBuilder:
                     state.trials[candidate] = found
 
     def _at_once(self, state: _Round, candidates: Collection[Candidate]) -> int:
-        """How many are measured side by side: what is timed runs alone."""
-        if state.timed is not None and any(not candidate.only for candidate in candidates):
+        """How many are measured side by side: what is timed runs alone, and so does a device."""
+        timed = state.timed is not None and any(not candidate.only for candidate in candidates)
+        if timed or state.target.name in self.measurer.devices:
             return 1
         return self.measurer.processes.at_once(len(candidates))
 
@@ -244,7 +246,7 @@ class VariantBuilder:
         self, state: _Round, candidate: Candidate, artifact: Artifact, at_once: int
     ) -> Trial:
         timed = None if candidate.only else state.timed
-        subject = subject_of(state.target, artifact, candidate)
+        subject = self.measurer.subject(state.target, artifact, candidate)
         run = self.measurer.measure(subject, self.study.tuning, timed=timed, at_once=at_once)
         found = compare(
             at_look(self.study.contract, 0),

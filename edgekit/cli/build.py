@@ -74,6 +74,18 @@ def build(
             "--fold-preprocessing", help="Let the variants' graphs do the declared preprocessing."
         ),
     ] = False,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device",
+            metavar="TARGET=COMMAND",
+            help="Measure that target on a device: its shell runs what is appended to COMMAND, "
+            "e.g. 'rpi5=ssh pi@kitchen'. May be repeated.",
+        ),
+    ] = None,
+    device_python: Annotated[
+        str, typer.Option(help="Python with edgekit-ml[runtime] on the devices.")
+    ] = "python3",
     emulate: Annotated[
         bool,
         typer.Option(
@@ -92,6 +104,7 @@ def build(
     no bundle for that target; the record build-record.json says why.
     """
     with output.needs("build"):
+        from edgekit.build import devices
         from edgekit.build import target as targets
         from edgekit.build.cache import Cache
         from edgekit.build.pipeline import build as run
@@ -112,6 +125,7 @@ def build(
         cache=Cache(cache) if cache else None,
         time_budget_s=time_budget,
         fold_preprocessing=fold_preprocessing,
+        devices=dict(devices.parse(each, device_python) for each in device or ()),
         memory_bytes=int(memory_budget * 1e9) if memory_budget else None,
         on_progress=_progress,
     )

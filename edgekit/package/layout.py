@@ -28,6 +28,8 @@ from edgekit.contracts.oci import (
 from edgekit.registry import files
 from edgekit.registry.blobs import BlobFolder
 
+# What a build leaves beside a layout, and alone where every target failed its gates.
+_OF_BUILDS = {"build-record.json", "build-report.html"}
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 
@@ -112,7 +114,7 @@ def transaction(root: Path) -> Iterator[LayoutTransaction]:
     with translate_os_errors("create", root):
         created = [path for path in (root, *root.parents) if not path.exists()]
         root.mkdir(parents=True, exist_ok=True)
-        foreign = {entry.name for entry in root.iterdir()} - {"build-record.json"}
+        foreign = {entry.name for entry in root.iterdir()} - _OF_BUILDS
         if foreign and not (root / LAYOUT_FILE).exists() and foreign != {"blobs"}:
             raise BadInputError(
                 f"{root}: is not empty and not an OCI layout", hint="choose another --out folder"

@@ -6,6 +6,8 @@ import os
 import pytest
 
 from edgekit.build.ports import BundleContent, BundleHead
+from edgekit.build.record import RECORD_FILE
+from edgekit.build.report import REPORT_FILE
 from edgekit.contracts.bundle import Role
 from edgekit.contracts.errors import BadInputError, ResourceError
 from edgekit.contracts.oci import LayoutReader
@@ -71,6 +73,13 @@ def test_a_foreign_folder_is_not_written_to(tmp_path):
     with pytest.raises(BadInputError, match="not empty and not an OCI layout"):
         write_bundle(tmp_path, HEAD, contents())
     assert list(tree(tmp_path)) == ["thesis.txt"]
+
+
+def test_what_a_build_without_bundles_left_is_no_foreign_folder(tmp_path):
+    for name in (RECORD_FILE, REPORT_FILE):
+        (tmp_path / name).write_text("of a build whose gates all failed")
+    write_bundle(tmp_path, HEAD, contents())
+    assert {"oci-layout", RECORD_FILE, REPORT_FILE} <= set(tree(tmp_path))
 
 
 @pytest.mark.parametrize("existing", [False, True])
