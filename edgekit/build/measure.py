@@ -90,6 +90,7 @@ class Measurer:
     writer: BundleWriter
     host: Host
     contract: Contract  # a `neutral` one, so that changing a budget measures nothing anew
+    _digests: dict[Path, str] = field(default_factory=dict)  # of data, which no build changes
 
     def measure(
         self,
@@ -166,7 +167,7 @@ class Measurer:
         inputs = {
             "model": subject.model_digest,
             "contract": digest.of_bytes(codec.encode(self.contract)),
-            "data": digest.of_file(data)[0],
+            "data": self._digest(data),
         }
         for name in ("golden", "tolerance"):
             content: bytes | None = getattr(subject, name)
@@ -188,6 +189,11 @@ class Measurer:
                 "emulator": emulator.facts if emulator else None,
             },
         )
+
+    def _digest(self, data: Path) -> str:
+        if data not in self._digests:
+            self._digests[data] = digest.of_file(data)[0]
+        return self._digests[data]
 
     def _run(
         self, subject: Subject, data: Path, folder: Path, runs: int, emulator: Emulator | None
