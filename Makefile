@@ -22,7 +22,7 @@ DEVICE_PYTHON ?= $(firstword $(foreach v,python3.10 $(wildcard $(HOME)/.pyenv/ve
 # Many tests wait for brokers, agents and time limits: one more than there are cores.
 TEST_JOBS ?= $(shell expr $$(nproc) + 1)
 
-.PHONY: help setup demo test check bench docs engine format lock runtime-only clean
+.PHONY: help setup demo test check bench docs engine emulator format lock runtime-only clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -68,6 +68,12 @@ docs: $(READY) ## check that documents agree with the code and their commands ru
 
 engine: $(READY) ## images and container slots in a real Docker Engine (needs root and apt)
 	@PYTHON="$(CURDIR)/$(BIN)/python" bash tests/repo/images_in_engine.sh engine-work
+
+emulator: $(READY) ## what `build -t rpi5 --emulate` needs, in engine-work (needs root and apt)
+	@bash tests/repo/arm_parts.sh engine-work
+	@EDGEKIT_CACHE=engine-work/cache EDGEKIT_EMULATOR_ROOT=engine-work/emulator \
+		PATH="$(CURDIR)/engine-work/qemu/usr/bin:$$PATH" \
+		$(BIN)/edgekit targets emulator rpi5 --base-rootfs engine-work/arm64.tar
 
 format: $(READY) ## format and fix what can be fixed
 	@$(BIN)/ruff format .

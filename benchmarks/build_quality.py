@@ -295,7 +295,7 @@ def budget_rows(case: Case, folder: Path, budgets: list[float]) -> list[Row]:
             variant, _, took = _ours(registry, model, Path(place), budget)
         note = f"{_search(variant)}; drop at most {variant.quality_drop_upper:.4f}, "
         note += f"{variant.latency_ms or float('nan'):.4f} ms, {variant.outcome.value}"
-        # The first round and the step in hand are always completed.
+        # Two candidates, the step in hand and the final evaluation are always completed.
         rows.append(
             Row(
                 case.name,

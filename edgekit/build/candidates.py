@@ -149,7 +149,10 @@ AS_REGISTERED = Candidate(name="as-registered", precision="quantized")
 
 
 def candidates_for(target: TargetProfile, structure: Structure) -> tuple[Candidate, ...]:
-    """The first round of ``target``: schemes x operator sets x granularity; unquantized first."""
+    """The first round of ``target``: schemes x operator sets x granularity.
+
+    The unquantized first, then what wins most often: a search may have no time for all.
+    """
     if structure.quantized:
         return (AS_REGISTERED,)
     if target.jetpack:
@@ -184,7 +187,15 @@ def candidates_for(target: TargetProfile, structure: Structure) -> tuple[Candida
     found.append(Candidate(name="fp16", precision="fp16", scheme=Scheme.FP16))
     if target.openvino_versions is not None:
         found += _for_openvino(found)
-    return tuple(found)
+    return tuple(sorted(found, key=_turn))
+
+
+def _turn(candidate: Candidate) -> int:
+    """One of each kind comes before variations of any."""
+    plain = candidate.per_channel and candidate.ops in {None, Ops.WEIGHTS}
+    if not plain or candidate.scheme in {Scheme.WEIGHT_ONLY, Scheme.FP16}:
+        return 2
+    return 0 if candidate.engine is Engine.ONNXRUNTIME else 1
 
 
 def in_openvino(candidate: Candidate) -> Candidate:

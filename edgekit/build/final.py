@@ -8,7 +8,7 @@ together keep the one that the contract asks for (`edgekit.stats.bounds.spent`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -17,13 +17,22 @@ from edgekit.build.candidates import Candidate, Engine, Scheme
 from edgekit.build.emulate import Emulator
 from edgekit.build.host import Host
 from edgekit.build.judge import Comparison, compare
-from edgekit.build.measure import CandidateError, Measured, Measurer, Subject, TimedRun
+from edgekit.build.measure import (
+    CandidateError,
+    CandidateMemoryError,
+    Measured,
+    Measurer,
+    Subject,
+    TimedRun,
+    neutral,
+)
 from edgekit.build.outcome import Chosen, Trial
+from edgekit.build.processes import MEMORY_HINT
 from edgekit.build.study import Artifact, Study
 from edgekit.build.target import Gate, TargetProfile, Validation
 from edgekit.contracts import codec
 from edgekit.contracts.contract import Contract
-from edgekit.contracts.errors import GateFailedError
+from edgekit.contracts.errors import GateFailedError, ResourceError, UnavailableError
 from edgekit.contracts.shadow import Expectation
 from edgekit.contracts.verdict import Outcome, Verdict
 from edgekit.registry.npz import Array
@@ -61,18 +70,24 @@ class Finisher:
     measurer: Measurer
     host: Host
     tick: Callable[[str], None]
+    _emulators: dict[str, Emulator | UnavailableError] = field(default_factory=dict)
 
     def original(self, target: TargetProfile, *, timed: TimedRun | None, final: bool) -> Measured:
         """The registered model on tuning and golden data, or on the evaluation split.
 
         Raises:
             BadInputError: it cannot be run.
+            ResourceError: not in the memory that the build may take.
         """
         self.tick(f"{target.name}: measuring the original")
-        subject = subject_of(target, self.study.original)
+        # It takes what preprocessing gives, whatever the variants do.
+        contract = neutral(self.study.contract)
+        subject = replace(subject_of(target, self.study.original), contract=contract)
         data = self.study.evaluation if final else self.study.tuning
         try:
             return self.measurer.measure(subject, data, timed=timed)
+        except CandidateMemoryError as exc:
+            raise ResourceError(f"the original model: {exc}", hint=MEMORY_HINT) from exc
         except CandidateError as exc:
             raise tools.unusable_original(str(exc)) from exc
 
@@ -86,6 +101,11 @@ class Finisher:
         for gate, verdict in zip(wanted, found, strict=True):
             if gate in target.gates and verdict.outcome is not Outcome.PASS:
                 return verdict
+        if self._is_emulated(target):
+            try:
+                self._emulator(target)
+            except UnavailableError as exc:
+                return _not_emulated(target, self.study.contract, exc)
         return None
 
     def finish(
@@ -201,18 +221,41 @@ class Finisher:
     ) -> tuple[Emulator | None, Verdict]:
         """The artifact on the emulated CPU against the original here, over the evaluation split."""
         budget = contract.quality
-        native = self.host.validation(target) is Validation.NATIVE
-        required = target.validation_required is Validation.EMULATED and not native
-        if Gate.EMULATED not in target.gates and not required:
+        if not self._is_emulated(target):
             return None, gates.emulated(None, None, budget, "the target does not ask for it")
-        emulator = emulate.find(target, self.host)
-        if emulator is None:
-            why = f"no emulator of {target.emulator} on this machine (install qemu-user)"
-            return None, gates.emulated(None, None, budget, why)
         self.tick(f"{target.name}: running the artifact on an emulated {target.emulator}")
         try:
+            emulator = self._emulator(target)
             run = self.measurer.measure(subject, self.study.evaluation, emulator=emulator)
+        except UnavailableError as exc:
+            return None, _not_emulated(target, contract, exc)
         except CandidateError as exc:
             return None, gates.emulated(None, None, budget, f"{emulator.facts}: {exc}")
+        if strange := emulate.unlike(target, run.evaluation.machine, run.evaluation.isa):
+            return None, gates.emulated(None, None, budget, f"{emulator.facts}: {strange}")
         found = self._compare(contract, original, run, slices=False)
         return emulator, gates.emulated(found.drop, run.evaluation.golden, budget, emulator.facts)
+
+    def _emulator(self, target: TargetProfile) -> Emulator:
+        """The target's emulator, tried once: what is missing is missing for every candidate."""
+        if target.name not in self._emulators:
+            try:
+                found = emulate.ready(target, self.host, self.measurer.cache)
+                self._emulators[target.name] = found
+            except UnavailableError as exc:
+                self._emulators[target.name] = exc
+        known = self._emulators[target.name]
+        if isinstance(known, UnavailableError):
+            raise known
+        return known
+
+    def _is_emulated(self, target: TargetProfile) -> bool:
+        native = self.host.validation(target) is Validation.NATIVE
+        required = target.validation_required is Validation.EMULATED and not native
+        return required or Gate.EMULATED in target.gates
+
+
+def _not_emulated(target: TargetProfile, contract: Contract, exc: UnavailableError) -> Verdict:
+    """Whatever is missing: what did not run has not passed."""
+    why = f"no emulated {target.emulator}: {exc.message}; {exc.hint}"
+    return gates.emulated(None, None, contract.quality, why)

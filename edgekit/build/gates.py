@@ -184,12 +184,11 @@ def emulated(
     if drop is None:
         return not_measured(metric, where, threshold=budget.drop_max)
     found = msgspec.structs.replace(quality(drop, budget), metric=metric)
-    reason = f"{where}: {found.reason}"
+    golden = f"golden set of the build host: {replayed.reason if replayed else 'not replayed'}"
     if found.outcome is Outcome.PASS and (replayed is None or replayed.outcome is not Outcome.PASS):
-        why = replayed.reason if replayed else "not replayed"
-        reason = f"{where}: golden set of the build host: {why}"
+        reason = f"{where}: {golden}"
         return msgspec.structs.replace(found, outcome=Outcome.FAIL, reason=reason)
-    return msgspec.structs.replace(found, reason=reason)
+    return msgspec.structs.replace(found, reason=f"{where}: {found.reason}; {golden}")
 
 
 def validation(level: Validation, required: Validation) -> Verdict:

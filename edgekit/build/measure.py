@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from edgekit.build.cache import Cache, Step
 from edgekit.build.emulate import Emulator
 from edgekit.build.host import Host
 from edgekit.build.ports import BundleContent, BundleHead, BundleWriter
+from edgekit.build.processes import TIMEOUT_S, Processes
 from edgekit.contracts import codec, digest
 from edgekit.contracts.bundle import Role
 from edgekit.contracts.contract import Contract, QualityBudget
@@ -32,7 +32,8 @@ LATENCY_RUNS_MAX = 5000
 # Small models answer in microseconds: 200 runs are over before the processor has changed its
 # clock. Size stands in for time, which is not known before: about 2 GB of weights read in all.
 _LATENCY_BYTES = 2_000_000_000
-_TIMEOUT_S = 3600.0  # an engine that hangs must not hang the build for ever
+_EMULATED_TIMES = 6  # as long as else: ARM on x86 computes 150 to 300 times slower than x86
+_MEND = "pip install 'edgekit-ml[build,runtime]'"
 _EVALUATE = "edgekit_runtime.evaluate"
 _RACE = "edgekit_runtime.race"
 _OUTPUTS = "outputs.npz"
@@ -40,6 +41,10 @@ _OUTPUTS = "outputs.npz"
 
 class CandidateError(Exception):
     """This model cannot be measured; the message is the exact error. Drops a candidate."""
+
+
+class CandidateMemoryError(CandidateError):
+    """It needs more memory than the build may take."""
 
 
 def latency_runs(model_bytes: int) -> int:
@@ -72,6 +77,7 @@ class Subject:
     engine: str
     engine_versions: str
     engine_options: Mapping[str, str] = field(default_factory=dict)
+    contract: Contract | None = None  # a `neutral` one, where it is not that of the variants
     golden: bytes | None = None
     tolerance: bytes | None = None
 
@@ -90,6 +96,7 @@ class Measurer:
     writer: BundleWriter
     host: Host
     contract: Contract  # a `neutral` one, so that changing a budget measures nothing anew
+    processes: Processes = field(default_factory=Processes)
     _digests: dict[Path, str] = field(default_factory=dict)  # of data, which no build changes
 
     def measure(
@@ -99,6 +106,7 @@ class Measurer:
         *,
         timed: TimedRun | None = None,
         emulator: Emulator | None = None,
+        at_once: int = 1,
     ) -> Measured:
         """Run ``subject`` over ``data``.
 
@@ -107,14 +115,22 @@ class Measurer:
             data: ``.npz`` of inputs.
             timed: the run in which it is timed; None times nothing.
             emulator: runs it as another CPU; None runs it as it is.
+            at_once: how many are measured side by side, and share the memory.
 
         Raises:
-            CandidateError: the model does not load or does not run.
+            CandidateError: the model does not load or does not run, or not in the memory it has.
             ResourceError: disk or memory is exhausted.
         """
         entry = self.cache.run(
             self._step(subject, data, timed, emulator),
-            lambda folder: self._run(subject, data, folder, timed.runs if timed else 0, emulator),
+            lambda folder: self._run(
+                subject,
+                data,
+                folder,
+                timed.runs if timed else 0,
+                emulator=emulator,
+                at_once=at_once,
+            ),
         )
         if entry.facts["error"] is not None:
             raise CandidateError(entry.facts["error"])
@@ -152,21 +168,21 @@ class Measurer:
                 head = _trial_head(subject, str(index))
                 written.append(self.writer.write(layout, head, self._contents(subject)).digest)
             command = [*tools.python(), _RACE, str(layout), *written, "--data", str(data)]
-            raw, error = _evaluate(command)
+            raw, error = self._evaluate(command)
         if raw is None:
             return {"error": error, "latencies": []}
         return {"error": None, "latencies": codec.decode(list[Latency], raw, what=_RACE)}
 
     def _contents(self, subject: Subject) -> list[BundleContent]:
-        contract = BundleContent("contract.json", Role.CONTRACT, codec.encode(self.contract))
-        return [*subject.contents, contract]
+        contract = codec.encode(subject.contract or self.contract)
+        return [*subject.contents, BundleContent("contract.json", Role.CONTRACT, contract)]
 
     def _step(
         self, subject: Subject, data: Path, timed: TimedRun | None, emulator: Emulator | None
     ) -> Step:
         inputs = {
             "model": subject.model_digest,
-            "contract": digest.of_bytes(codec.encode(self.contract)),
+            "contract": digest.of_bytes(codec.encode(subject.contract or self.contract)),
             "data": self._digest(data),
         }
         for name in ("golden", "tolerance"):
@@ -196,7 +212,14 @@ class Measurer:
         return self._digests[data]
 
     def _run(
-        self, subject: Subject, data: Path, folder: Path, runs: int, emulator: Emulator | None
+        self,
+        subject: Subject,
+        data: Path,
+        folder: Path,
+        runs: int,
+        *,
+        emulator: Emulator | None,
+        at_once: int,
     ) -> dict[str, Any]:
         contents = self._contents(subject)
         if subject.golden is not None and subject.tolerance is not None:
@@ -206,16 +229,54 @@ class Measurer:
         with self.cache.scratch() as scratch:
             layout = scratch / "layout"
             bundle = self.writer.write(layout, head, contents)
-            command = [*(emulator.command if emulator else ())]
-            command += [sys.executable, "-m", _EVALUATE]
+            python, environment = (
+                emulator.prepared(scratch) if emulator else ([sys.executable], None)
+            )
+            command = [*python, "-m", _EVALUATE]
             command += [f"{layout}@{bundle.digest}", "--data", str(data), "--json"]
             command += ["--outputs", str(folder / _OUTPUTS)]
             command += ["--latency-runs", str(runs)]
-            raw, error = _evaluate(command)
+            raw, error = self._evaluate(command, at_once, emulator, environment)
         if raw is None:
             return {"error": error, "evaluation": None}
         evaluation = codec.decode(Evaluation, raw, what="output of edgekit_runtime.evaluate")
         return {"error": None, "evaluation": evaluation}
+
+    def _evaluate(
+        self,
+        command: list[str],
+        at_once: int = 1,
+        emulator: Emulator | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> tuple[bytes | None, str | None]:
+        """Output, or the exact error where it is the model's fault."""
+        done = self.processes.run(
+            command,
+            environment,
+            at_once=at_once,
+            # Emulators reserve what they never touch.
+            bounded=emulator is None,
+            timeout_s=TIMEOUT_S * (_EMULATED_TIMES if emulator else 1),
+        )
+        if done.starved and at_once > 1:  # with all the memory to itself it may do
+            return self._evaluate(command, 1, emulator, environment)
+        if done.starved:
+            raise CandidateMemoryError(f"measuring: {done.wanted}")
+        if done.returncode == 0:
+            return done.stdout, None
+        found = re.search(r"^error: (.*)$", done.stderr, re.MULTILINE)
+        lines = done.stderr.strip().splitlines()
+        message = found[1] if found else (lines[-1] if lines else f"exit status {done.returncode}")
+        if done.returncode < 0:
+            return None, f"the engine crashed with signal {-done.returncode}"
+        if done.returncode == ResourceError.exit_code:
+            raise ResourceError(message, hint="free space or memory and run the same command again")
+        if "No module named" in message or not found:
+            mend = emulator.mend if emulator else _MEND
+            raise UnavailableError(f"cannot measure: {message}", hint=mend)
+        if done.returncode in (2, BugError.exit_code):
+            raise BugError(f"edgekit_runtime.evaluate: {message}")
+        return None, message
 
 
 def _trial_head(subject: Subject, version: str) -> BundleHead:
@@ -228,55 +289,3 @@ def _trial_head(subject: Subject, version: str) -> BundleHead:
         subject.engine_versions,
         engine_options=subject.engine_options,
     )
-
-
-def run_child(command: list[str]) -> subprocess.CompletedProcess[bytes]:
-    """Run one of our own modules in a process of its own.
-
-    Raises:
-        UnavailableError: it did not end in time.
-        ResourceError: no process can be started.
-    """
-    try:
-        return subprocess.run(command, capture_output=True, check=False, timeout=_TIMEOUT_S)
-    except subprocess.TimeoutExpired as exc:
-        raise UnavailableError(
-            f"{' '.join(command[:4])} did not end within {_TIMEOUT_S:.0f} s",
-            hint="try a smaller data set",
-        ) from exc
-    except OSError as exc:
-        raise ResourceError(f"cannot start {command[0]}: {exc.strerror}") from exc
-
-
-def killed(done: subprocess.CompletedProcess[bytes], what: str) -> ResourceError | None:
-    """The error for a child that the kernel killed for memory; None when it was not."""
-    if done.returncode != -9:
-        return None
-    return ResourceError(
-        f"{what} was killed, most likely for lack of memory",
-        hint="use a smaller data set or a larger machine",
-    )
-
-
-def _evaluate(command: list[str]) -> tuple[bytes | None, str | None]:
-    """Output, or the exact error where it is the model's fault."""
-    done = run_child(command)
-    if done.returncode == 0:
-        return done.stdout, None
-    text = done.stderr.decode(errors="replace")
-    found = re.search(r"^error: (.*)$", text, re.MULTILINE)
-    lines = text.strip().splitlines()
-    message = found[1] if found else (lines[-1] if lines else f"exit status {done.returncode}")
-    if error := killed(done, "measuring"):
-        raise error
-    if done.returncode < 0:
-        return None, f"the engine crashed with signal {-done.returncode}"
-    if done.returncode == ResourceError.exit_code:
-        raise ResourceError(message, hint="free space or memory and run the same command again")
-    if "No module named" in message or not found:
-        raise UnavailableError(
-            f"cannot measure: {message}", hint="pip install 'edgekit-ml[build,runtime]'"
-        )
-    if done.returncode in (2, BugError.exit_code):
-        raise BugError(f"edgekit_runtime.evaluate: {message}")
-    return None, message

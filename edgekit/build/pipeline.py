@@ -25,6 +25,7 @@ from edgekit.build.ports import (
     Progress,
     WrittenBundle,
 )
+from edgekit.build.processes import Processes
 from edgekit.build.quantize import Quantization
 from edgekit.build.record import RECORD_FILE, BuildRecord, VariantRecord
 from edgekit.build.study import Study, prepare
@@ -38,7 +39,7 @@ from edgekit.registry import dataset, files, npz
 from edgekit.registry.model import ModelVersion, Split
 from edgekit.registry.ports import Registry
 
-TIME_BUDGET_S = 30.0  # enough to repair a small model; large ones deserve minutes
+TIME_BUDGET_S = 120.0  # enough to repair a small model; large ones deserve more
 _UNITS_PER_TARGET = 12  # of a first round with its final evaluation; a search adds more
 
 
@@ -74,6 +75,8 @@ def build(
     cache: Cache | None = None,
     host: Host | None = None,
     time_budget_s: float = TIME_BUDGET_S,
+    memory_bytes: int | None = None,
+    fold_preprocessing: bool = False,
     on_progress: OnProgress | None = None,
 ) -> BuildRecord:
     """Build ``model`` for ``targets`` into the OCI layout ``out``.
@@ -89,9 +92,13 @@ def build(
         writer: writes bundles, e.g. `edgekit.package.bundle.OciBundleWriter`.
         cache: step cache; the default folder when None.
         host: facts of this machine; detected when None.
-        time_budget_s: for the search, shared among the targets; its first round, a fixed set of
-            candidates, is always completed. A search that ran out of time goes on where it was in
-            the next build.
+        time_budget_s: for the search, shared among the targets; the original and one other
+            candidate are measured in any case, and the step in hand is completed. A search that ran
+            out of time goes on where it was in the next build.
+        memory_bytes: that its processes may take together; None: most of what is free now. A step
+            that needs more is dropped and said, and so many run side by side as fit.
+        fold_preprocessing: let the graphs of the variants do what the contract declares to be done
+            before; their contract then declares none.
         on_progress: called as each unit of work begins.
 
     Raises:
@@ -111,9 +118,10 @@ def build(
     deadline = time.monotonic() + time_budget_s
     with cache.scratch() as scratch:
         tick("fetching and normalising the model")
-        study = prepare(registry, model, cache, scratch)
-        measurer = Measurer(cache, writer, host, neutral(model.contract))
-        quantization = Quantization(study, cache, host, measurer.contract, scratch)
+        study = prepare(registry, model, cache, scratch, fold_preprocessing=fold_preprocessing)
+        contract, processes = neutral(study.variant_contract), Processes(memory_bytes)
+        measurer = Measurer(cache, writer, host, contract, processes)
+        quantization = Quantization(study, cache, host, contract, scratch, processes)
         finisher = Finisher(study, measurer, host, tick)
         builder = VariantBuilder(study, quantization, measurer, host, tick, finisher)
         chosen = []
@@ -140,6 +148,7 @@ def build(
         tools=tools.versions(),
         host=host.facts(),
         normalised=study.notes,
+        warnings=study.warnings,
         variants=tuple(variants),
     )
     files.write_atomic(out / report.REPORT_FILE, report.page(record))
@@ -196,7 +205,7 @@ def _contents(
     card = derive.card(model, target, result.verdicts)
     contents = [
         *result.trial.artifact.contents(),
-        BundleContent("contract.json", Role.CONTRACT, codec.encode(model.contract)),
+        BundleContent("contract.json", Role.CONTRACT, codec.encode(study.variant_contract)),
         BundleContent("golden.npz", Role.GOLDEN, result.golden),
         BundleContent("tolerance.json", Role.TOLERANCE, result.tolerance),
         BundleContent("evidence.json", Role.EVIDENCE, codec.encode(document)),

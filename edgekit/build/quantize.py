@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,7 @@ from edgekit.build import tools
 from edgekit.build.cache import Cache, Entry, Step
 from edgekit.build.candidates import Candidate, Engine, Scheme
 from edgekit.build.host import Host
-from edgekit.build.measure import killed, run_child
-from edgekit.build.ranges import Ranges
+from edgekit.build.processes import Done, Processes, says_memory
 from edgekit.build.study import Artifact, Study
 from edgekit.contracts import codec, digest
 from edgekit.contracts.contract import Contract
@@ -28,6 +30,11 @@ _CALIBRATE = "edgekit.build.quantizers.calibrate"
 _MODEL, _RANGES = "model.onnx", "ranges.json"
 _SUFFIX = {Engine.ONNXRUNTIME: "onnx", Engine.OPENVINO: "xml"}
 _GRAPH, _WEIGHTS = "model.xml", "model.bin"  # of IR
+_JOBS_MIN = 4  # of a process: each imports for a second
+
+
+class _StarvedError(Exception):
+    """Calibration needs more memory than the build may take; said of candidates, never cached."""
 
 
 @dataclass
@@ -39,11 +46,20 @@ class Quantization:
     host: Host
     contract: Contract  # without budgets, so that changing one quantizes nothing anew
     scratch: Path
+    processes: Processes = field(default_factory=Processes)
     _made: dict[Candidate, Artifact | str] = field(default_factory=dict)
     _calibrated: Entry | None = None
+    _starved: str | None = None  # calibration did, and would again
 
-    def make(self, candidates: Sequence[Candidate]) -> dict[Candidate, Artifact | str]:
+    def make(
+        self, candidates: Sequence[Candidate], *, until: float | None = None
+    ) -> dict[Candidate, Artifact | str]:
         """The file of each candidate, or the exact error of its quantizer.
+
+        Args:
+            candidates: in the order in which they are made.
+            until: monotonic seconds. What is not begun by then is missing in the answer; what is
+                in the cache takes no time. None: all are made.
 
         Raises:
             ResourceError: disk or memory is exhausted.
@@ -65,30 +81,33 @@ class Quantization:
                 todo[candidate] = step
             else:
                 self._made[candidate] = _result(known)
-        if todo:
-            self._run_batches(todo)
-        return {candidate: self._made[candidate.file] for candidate in candidates}
+        if todo and (until is None or time.monotonic() < until):
+            self._run_batches(todo, until)
+        return {each: self._made[each.file] for each in candidates if each.file in self._made}
 
     def find(self, candidate: Candidate) -> Artifact | str | None:
         """What `make` would only look up; None when there is work to do."""
         candidate = candidate.file
         if candidate in self._made or candidate.unquantized:
             return self.make([candidate])[candidate]
-        if candidate.needs_ranges and self._calibrated is None:
+        if candidate.needs_ranges and self._calibrated is None and self._starved is None:
             return None
-        known = (
-            None if self._calibration_error(candidate) else self.cache.find(self._step(candidate))
-        )
+        if error := self._calibration_error(candidate):
+            return f"calibration: {error}"
+        known = self.cache.find(self._step(candidate))
         return None if known is None else _result(known)
 
-    def ranges(self) -> Ranges | None:
-        """What calibration found; None when it failed."""
-        entry = self._calibrate()
-        return None if entry.facts["error"] else codec.read(Ranges, entry.file(_RANGES))
-
     def _calibration_error(self, candidate: Candidate) -> str | None:
-        error: str | None = self._calibrate().facts["error"] if candidate.needs_ranges else None
-        return error
+        if not candidate.needs_ranges:
+            return None
+        if self._starved is None:
+            try:
+                error: str | None = self._calibrate().facts["error"]
+            except _StarvedError as exc:
+                self._starved = str(exc)
+            else:
+                return error
+        return self._starved
 
     def _calibrate(self) -> Entry:
         if self._calibrated is None:
@@ -110,10 +129,14 @@ class Quantization:
             "contract": self.contract,
             "target": str(folder / _RANGES),
         }
-        lines, stopped = self._child(_CALIBRATE, request)
-        if stopped is not None:
-            return {"error": stopped}
-        answer: Mapping[str, Any] = lines[-1]
+        done = self._child(_CALIBRATE, request, self.scratch)
+        if done.starved:
+            raise _StarvedError(done.wanted)
+        if done.returncode:
+            return {"error": _crash(done)}
+        answer = _answers(done)[-1]
+        if says_memory(answer["error"] or ""):
+            raise _StarvedError(f"{done.wanted}: {answer['error']}")
         return answer
 
     def _step(self, candidate: Candidate) -> Step:
@@ -131,22 +154,58 @@ class Quantization:
         versions = {**tools.versions(), **tools.used_by(candidate)}
         return Step("quantize", _QUANTIZE_VERSION, versions, inputs, parameters)
 
-    def _run_batches(self, todo: Mapping[Candidate, Step]) -> None:
-        """One process for all; one that a job kills is started again behind that job."""
-        left = list(todo)
+    def _run_batches(self, todo: Mapping[Candidate, Step], until: float | None) -> None:
+        """Side by side as memory and cores allow; what starves there is made once more alone."""
+        if any(candidate.needs_ranges for candidate in todo):
+            self._calibrate()
+        at_once = self.processes.at_once(-(-len(todo) // _JOBS_MIN))
+        shares = [list(todo)[index::at_once] for index in range(at_once)]
+        with ThreadPoolExecutor(at_once) as pool:
+            found = pool.map(lambda share: self._run_share(share, todo, until, at_once), shares)
+            starved = list(chain.from_iterable(found))
+        if starved and at_once > 1:
+            for candidate in starved:
+                del self._made[candidate]
+            self._run_share(starved, todo, None, 1)
+
+    def _run_share(
+        self,
+        left: list[Candidate],
+        todo: Mapping[Candidate, Step],
+        until: float | None,
+        at_once: int,
+    ) -> list[Candidate]:
+        """One process for all; one that a job ends is started again behind it. Who starved."""
+        starved: list[Candidate] = []
         with self.cache.scratch() as folder:
             while left:
+                seconds = None if until is None else until - time.monotonic()
                 targets = [
                     folder / f"{index}.{_SUFFIX[candidate.engine]}"
                     for index, candidate in enumerate(left)
                 ]
-                answers = self._run_batch(left, targets)
+                answers = self._run_batch(left, targets, seconds, at_once, folder)
                 for candidate, target, answer in zip(left, targets, answers, strict=False):
-                    entry = self.cache.run(todo[candidate], _mover(target, answer))
-                    self._made[candidate] = _result(entry)
+                    if isinstance(answer, str):
+                        self._made[candidate] = answer
+                        starved.append(candidate)
+                    else:
+                        entry = self.cache.run(todo[candidate], _mover(target, answer))
+                        self._made[candidate] = _result(entry)
                 left = left[len(answers) :]
+                if until is not None and time.monotonic() >= until:
+                    break
+        return starved
 
-    def _run_batch(self, left: Sequence[Candidate], targets: Sequence[Path]) -> list[Any]:
+    def _run_batch(
+        self,
+        left: Sequence[Candidate],
+        targets: Sequence[Path],
+        seconds: float | None,
+        at_once: int,
+        folder: Path,
+    ) -> list[Mapping[str, Any] | str]:
+        """What came of each of ``left`` up to where the process ended; a string: it starved."""
         needed = any(candidate.needs_ranges for candidate in left)
         request = {
             "model": str(self.study.normalised.path),
@@ -157,30 +216,42 @@ class Quantization:
                 {"candidate": candidate, "target": str(target)}
                 for candidate, target in zip(left, targets, strict=True)
             ],
+            "seconds": seconds,
         }
-        answers, stopped = self._child(_WORKER, request)
-        if stopped is not None:
-            answers.append({"error": stopped, "reduced": [], "coverage": None})
-        return answers
+        done = self._child(_WORKER, request, folder, at_once)
+        found: list[Mapping[str, Any] | str] = [
+            f"{done.wanted}: {answer['error']}" if says_memory(answer["error"] or "") else answer
+            for answer in _answers(done)
+            if "stopped" not in answer
+        ]
+        if done.starved:
+            found.append(done.wanted)
+        elif done.returncode:
+            found.append({"error": _crash(done), "reduced": [], "coverage": None})
+        return found
 
-    def _child(self, module: str, request: Mapping[str, Any]) -> tuple[list[Any], str | None]:
-        """The answers, and how the process died if it was the candidate's fault."""
-        path = self.scratch / f"{module.rpartition('.')[2]}.json"
+    def _child(
+        self, module: str, request: Mapping[str, Any], folder: Path, at_once: int = 1
+    ) -> Done:
+        """Raises `ResourceError` when it ended for another reason than its jobs."""
+        path = folder / "request.json"
         path.write_bytes(codec.encode(request))
-        done = run_child([*tools.python(), module, str(path)])
-        what = module.rpartition(".")[2]
-        if error := killed(done, f"the process of {what}"):
-            raise error
-        answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith(b"{")]
-        if done.returncode < 0:
-            return answers, f"the quantizer crashed with signal {-done.returncode}"
-        if done.returncode:
-            lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        done = self.processes.run([*tools.python(), module, str(path)], at_once=at_once)
+        if done.returncode > 0 and not done.starved:
+            lines = done.stderr.strip().splitlines() or ["no message"]
             raise ResourceError(
-                f"{what} stopped: {lines[-1]}",
+                f"{module.rpartition('.')[2]} stopped: {lines[-1]}",
                 hint="free space or memory and run the same command again",
             )
-        return answers, None
+        return done
+
+
+def _answers(done: Done) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith(b"{")]
+
+
+def _crash(done: Done) -> str:
+    return f"the quantizer crashed with signal {-done.returncode}"
 
 
 def _mover(target: Path, answer: Mapping[str, Any]) -> Any:

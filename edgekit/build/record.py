@@ -86,6 +86,7 @@ class BuildRecord(msgspec.Struct, frozen=True, kw_only=True):
     tools: dict[str, str]
     host: dict[str, str]
     normalised: tuple[str, ...]  # what was done to the graph before quantization
+    warnings: tuple[str, ...] = ()  # what the data leave in doubt
     variants: tuple[VariantRecord, ...]
 
     @property

@@ -28,6 +28,8 @@ def page(record: BuildRecord) -> bytes:
     """The report of ``record``."""
     title = escape(f"{record.model} {record.version}")
     parts = [f"<h1>{title}</h1>", f"<p>{escape(_facts(record))}</p>"]
+    if record.warnings:
+        parts.append(_list(record.warnings))
     for variant in record.variants:
         parts += _variant(variant)
     if record.normalised:

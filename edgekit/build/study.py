@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgekit.build import tools
+from edgekit.build import representative, tools
 from edgekit.build.cache import Cache, Step
 from edgekit.build.candidates import Structure
 from edgekit.build.ports import BundleContent
 from edgekit.build.steps import normalise
 from edgekit.contracts.bundle import Role
-from edgekit.contracts.contract import Contract
+from edgekit.contracts.contract import Contract, InputSpec
 from edgekit.registry import graph, npz
 from edgekit.registry.model import ModelVersion, Split
 from edgekit.registry.npz import Array
@@ -49,11 +49,13 @@ class Artifact:
 class Study:
     """One model version, ready to be quantized and measured."""
 
-    contract: Contract
+    contract: Contract  # as registered
+    variant_contract: Contract  # of what is built: without preprocessing that became graph
     original: Artifact
     normalised: Artifact
     structure: Structure
     notes: tuple[str, ...]  # what normalising did
+    warnings: tuple[str, ...]  # what calibration misses
     calibration: Path
     calibration_digest: str
     tuning: Path  # inputs of the tuning split, followed by those of the golden split
@@ -68,21 +70,37 @@ class Study:
     evaluation_slices: Array | None
 
 
-def prepare(registry: Registry, model: ModelVersion, cache: Cache, scratch: Path) -> Study:
+def prepare(
+    registry: Registry,
+    model: ModelVersion,
+    cache: Cache,
+    scratch: Path,
+    *,
+    fold_preprocessing: bool = False,
+) -> Study:
     """Fetch by digest, normalise, and lay out the data the measurements need.
 
     Raises:
-        BadInputError: the registered file cannot be read as a model.
+        BadInputError: the registered file cannot be read as a model, or calibration data are
+            nothing like the others.
         ResourceError: disk full.
     """
     entry = model.file()
     source = registry.blob(entry.sha256)
     original = Artifact(source, entry.sha256, entry.size)
-    step = Step("normalise", normalise.VERSION, tools.versions(), {"model": entry.sha256})
+    prepared = tuple(spec for spec in model.contract.inputs if spec.preprocess)
+    folded = prepared if fold_preprocessing else ()
+    step = Step(
+        "normalise",
+        normalise.VERSION,
+        tools.versions(),
+        {"model": entry.sha256},
+        {"folded": folded} if folded else {},
+    )
 
     def make(folder: Path) -> dict[str, Any]:
         graph.load(source)
-        notes, structure = normalise.normalise(source, folder / "model.onnx", scratch)
+        notes, structure = normalise.normalise(source, folder / "model.onnx", scratch, folded)
         return {"notes": notes, "structure": structure}
 
     normal = cache.run(step, make)
@@ -90,22 +108,30 @@ def prepare(registry: Registry, model: ModelVersion, cache: Cache, scratch: Path
     structure = msgspec.convert(normal.facts["structure"], Structure)
     made = Artifact(path, normal.digests["model.onnx"], path.stat().st_size)
     names = [spec.name for spec in model.contract.inputs]
-    data = {
-        kind: npz.open_mapped(registry.blob(model.dataset(kind).digest))
-        for kind in (Split.TUNING, Split.EVALUATION, Split.GOLDEN)
-    }
+    data = {kind: npz.open_mapped(registry.blob(model.dataset(kind).digest)) for kind in Split}
     tuning, golden, evaluation = data[Split.TUNING], data[Split.GOLDEN], data[Split.EVALUATION]
+    seen = {kind.value: model.dataset(kind).digest for kind in (Split.CALIBRATION, Split.TUNING)}
+    warned = cache.run(
+        Step("representative", representative.VERSION, {}, seen),
+        lambda _: {
+            "warnings": representative.compare(data[Split.CALIBRATION], tuning, names),
+        },
+    )
     both = {name: np.concatenate([tuning[name], golden[name]]) for name in names}
     npz.write(scratch / "tuning.npz", both)
     npz.write(scratch / "golden.npz", {name: golden[name] for name in names})
     npz.write(scratch / "evaluation.npz", {name: evaluation[name] for name in names})
     return Study(
         contract=model.contract,
+        variant_contract=(
+            _folded(model.contract) if folded and not structure.quantized else model.contract
+        ),
         original=original,
         # Passing through means the very file that was registered.
         normalised=original if structure.quantized else made,
         structure=structure,
-        notes=tuple(normal.facts["notes"]),
+        notes=(*normal.facts["notes"], *_unfolded(fold_preprocessing, folded)),
+        warnings=tuple(warned.facts["warnings"]),
         calibration=registry.blob(model.dataset(Split.CALIBRATION).digest),
         calibration_digest=model.dataset(Split.CALIBRATION).digest,
         tuning=scratch / "tuning.npz",
@@ -119,3 +145,12 @@ def prepare(registry: Registry, model: ModelVersion, cache: Cache, scratch: Path
         tuning_slices=tuning.get(SLICE),
         evaluation_slices=evaluation.get(SLICE),
     )
+
+
+def _unfolded(wanted: bool, folded: tuple[InputSpec, ...]) -> list[str]:
+    return ["no preprocessing is declared: there is nothing to fold"] * (wanted and not folded)
+
+
+def _folded(contract: Contract) -> Contract:
+    inputs = (msgspec.structs.replace(spec, preprocess=()) for spec in contract.inputs)
+    return msgspec.structs.replace(contract, inputs=tuple(inputs))

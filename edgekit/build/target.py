@@ -128,7 +128,7 @@ def parse(raw: bytes, what: str) -> TargetProfile:
     if emulates and profile.emulator is None:
         raise BadInputError(
             f"target profile {what}: emulator: is needed, because emulation is asked for",
-            hint="name a CPU model, as 'qemu-x86_64 -cpu help' lists them: emulator = 'Haswell'",
+            hint="name a CPU model, as 'qemu-ARCH -cpu help' lists them: emulator = 'Haswell'",
         )
     if Gate.LATENCY in profile.gates and profile.validation_required is not Validation.NATIVE:
         raise BadInputError(
@@ -176,7 +176,7 @@ def emulating(profile: TargetProfile) -> TargetProfile:
     if profile.emulator is None:
         raise UsageError(
             f"{profile.name}: there is no CPU model to emulate",
-            hint="leave --emulate away, or add emulator = 'CPU' to a profile of your own",
+            hint="name another target, or add emulator = 'CPU' to a profile of your own",
         )
     if Gate.EMULATED in profile.gates:
         return profile

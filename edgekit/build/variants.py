@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -27,7 +27,7 @@ from edgekit.build.quantize import Quantization
 from edgekit.build.record import CandidateRecord, SearchRecord
 from edgekit.build.study import Artifact, Study
 from edgekit.build.target import TargetProfile, Validation
-from edgekit.contracts import digest
+from edgekit.contracts import codec, digest
 from edgekit.contracts.errors import GateFailedError
 from edgekit.contracts.verdict import Outcome, Verdict
 
@@ -35,7 +35,7 @@ _KEPT_LOOK = (
     "not looked at: the evaluation data are too few for another look, and the last one that can "
     "prove anything is kept for the model in full precision"
 )
-_MEASURED_AT_ONCE = 2  # where nothing is timed; each is a process of its own
+_ALWAYS = 2  # candidates of the first round that no budget leaves out: the original, and one more
 
 
 @dataclass
@@ -43,6 +43,7 @@ class _Round:
     """What is known about one target so far."""
 
     target: TargetProfile
+    first: tuple[Candidate, ...]  # the fixed set that every search begins with
     original: Measured
     timed: TimedRun | None
     trials: dict[Candidate, Trial] = field(default_factory=dict)
@@ -53,6 +54,10 @@ class _Round:
         figures = {candidate: trial.figures for candidate, trial in self.trials.items()}
         out = frozenset(self.dropped)
         return search.Known(figures, out, drop_max, timed=self.timed is not None)
+
+    def left(self) -> tuple[Candidate, ...]:
+        """What of the first round was not tried."""
+        return tuple(each for each in self.first if each not in self.seen)
 
 
 @dataclass
@@ -67,7 +72,7 @@ class VariantBuilder:
     finisher: Finisher
 
     def build(self, target: TargetProfile, *, budget_s: float) -> Chosen:
-        """Try every candidate of ``target``, search for ``budget_s`` seconds, settle on one.
+        """Search among candidates of ``target`` for ``budget_s`` seconds, settle on one.
 
         Raises:
             BadInputError: the original itself cannot be run.
@@ -75,7 +80,7 @@ class VariantBuilder:
             ResourceError: disk or memory is exhausted.
         """
         deadline = time.monotonic() + budget_s
-        state = self._first_round(target)
+        state = self._begin(target)
         searched = self._search(state, deadline)
         shipping = {c: t for c, t in state.trials.items() if not c.only}
         records = {c: dropped(c, why) for c, why in state.dropped.items()}
@@ -153,34 +158,39 @@ class VariantBuilder:
         later = at_look(self.study.contract, look + 1).quality
         return not can_pass(later, self.study.evaluation_n)
 
-    def _first_round(self, target: TargetProfile) -> _Round:
-        """Quantize and measure the fixed set that every search begins with."""
+    def _begin(self, target: TargetProfile) -> _Round:
+        """Measure the original, and what there is to compare it with at the least."""
         candidates = candidates_for(target, self.study.structure)
-        self.tick(f"{target.name}: quantizing {len(candidates) - 1} candidates")
-        made = self.quantization.make(candidates)
-        timed = None
-        if self.host.validation(target) is Validation.NATIVE:
-            timed = self._timed_run(found for found in made.values() if isinstance(found, Artifact))
-        state = _Round(target, self.finisher.original(target, timed=timed, final=False), timed)
-        self._measure(state, candidates)
+        native = self.host.validation(target) is Validation.NATIVE
+        timed = self._timed_run(candidates) if native else None
+        original = self.finisher.original(target, timed=timed, final=False)
+        state = _Round(target, candidates, original, timed)
+        self._measure(state, candidates[:_ALWAYS])
         return state
 
     def _search(self, state: _Round, deadline: float) -> SearchRecord:
         """Go on as long as there is something to try, and time; what is cached takes none."""
         drop_max = self.study.contract.quality.drop_max
-        tried = 0
         structure = self.study.structure
         others = by_nncf(state.target, structure)
-        while batch := search.next_candidates(state.known(drop_max), structure, others):
+        made: dict[Candidate, Artifact | str] = {}
+        tried = 0
+        while batch := state.left() or search.next_candidates(
+            state.known(drop_max), structure, others
+        ):
+            todo = [each for each in batch if each not in made]
+            if todo and time.monotonic() < deadline:
+                self.tick(f"{state.target.name}: quantizing {len(todo)} candidates")
+                made |= self.quantization.make(todo, until=deadline)
             if time.monotonic() < deadline:
-                self.quantization.make(batch)
-                affordable = batch[:_MEASURED_AT_ONCE]
+                affordable = tuple(each for each in batch if each in made)
+                affordable = affordable[: self._at_once(state, affordable)]
             else:
                 affordable = tuple(each for each in batch if self._is_known(state, each))
             if not affordable:
                 return SearchRecord(complete=False, tried=tried, next=batch[0].name)
             self._measure(state, affordable)
-            tried += len(affordable)
+            tried += sum(each not in state.first for each in affordable)
         return SearchRecord(complete=True, tried=tried, next=None)
 
     def _is_known(self, state: _Round, candidate: Candidate) -> bool:
@@ -208,25 +218,34 @@ class VariantBuilder:
                 owners[key] = candidate.name
                 todo[candidate] = artifact
 
+        at_once = self._at_once(state, todo)
+
         def run(candidate: Candidate) -> Trial | str:
             self.tick(f"{state.target.name}: measuring {candidate.name}")
             try:
-                return self._trial(state, candidate, todo[candidate])
+                return self._trial(state, candidate, todo[candidate], at_once)
             except CandidateError as exc:
                 return str(exc)
 
-        alone = state.timed is not None and any(not candidate.only for candidate in todo)
-        with ThreadPoolExecutor(1 if alone else _MEASURED_AT_ONCE) as pool:
+        with ThreadPoolExecutor(at_once) as pool:
             for candidate, found in zip(todo, pool.map(run, todo), strict=True):
                 if isinstance(found, str):
                     state.dropped[candidate] = found
                 else:
                     state.trials[candidate] = found
 
-    def _trial(self, state: _Round, candidate: Candidate, artifact: Artifact) -> Trial:
+    def _at_once(self, state: _Round, candidates: Collection[Candidate]) -> int:
+        """How many are measured side by side: what is timed runs alone."""
+        if state.timed is not None and any(not candidate.only for candidate in candidates):
+            return 1
+        return self.measurer.processes.at_once(len(candidates))
+
+    def _trial(
+        self, state: _Round, candidate: Candidate, artifact: Artifact, at_once: int
+    ) -> Trial:
         timed = None if candidate.only else state.timed
         subject = subject_of(state.target, artifact, candidate)
-        run = self.measurer.measure(subject, self.study.tuning, timed=timed)
+        run = self.measurer.measure(subject, self.study.tuning, timed=timed, at_once=at_once)
         found = compare(
             at_look(self.study.contract, 0),
             state.original.outputs,
@@ -249,10 +268,13 @@ class VariantBuilder:
         )
         return Trial(artifact, run, figures, found.quality)
 
-    def _timed_run(self, artifacts: Iterable[Artifact]) -> TimedRun:
-        """The run in which the original and all candidates of a target are timed."""
-        together = sorted({self.study.original.digest, *(a.digest for a in artifacts)})
-        name = digest.of_bytes("\n".join(together).encode())
+    def _timed_run(self, candidates: Sequence[Candidate]) -> TimedRun:
+        """The run in which the original and all candidates of a target are timed.
+
+        It does not depend on how far a search came: the next build goes on in it.
+        """
+        together = [self.study.original.digest, self.study.normalised.digest, candidates]
+        name = digest.of_bytes(codec.encode(together))
         return TimedRun(name, latency_runs(self.study.original.size))
 
     def _explain(

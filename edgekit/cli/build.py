@@ -57,11 +57,29 @@ def build(
         typer.Option(
             min=0.0,
             metavar="SECONDS",
-            help="Time for the search; its first round is always completed.",
+            help="Time for the search, shared by the targets; one that ran out goes on next time.",
         ),
-    ] = 30.0,
+    ] = 120.0,
+    memory_budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            metavar="GB",
+            help="Memory of all quantizers and measurements together; most of what is free.",
+        ),
+    ] = None,
+    fold_preprocessing: Annotated[
+        bool,
+        typer.Option(
+            "--fold-preprocessing", help="Let the variants' graphs do the declared preprocessing."
+        ),
+    ] = False,
     emulate: Annotated[
-        bool, typer.Option("--emulate", help="Also gate on the emulated target CPU (qemu-user).")
+        bool,
+        typer.Option(
+            "--emulate",
+            help="Also gate on the emulated target CPU (qemu-user); see `targets emulator`.",
+        ),
     ] = False,
     cache: Annotated[
         Path | None, typer.Option(help="Step cache; $EDGEKIT_CACHE or the home folder's.")
@@ -93,12 +111,16 @@ def build(
         writer=OciBundleWriter(),
         cache=Cache(cache) if cache else None,
         time_budget_s=time_budget,
+        fold_preprocessing=fold_preprocessing,
+        memory_bytes=int(memory_budget * 1e9) if memory_budget else None,
         on_progress=_progress,
     )
     if json:
         output.emit_json(record)
     else:
         output.emit(describe(record))
+        for warning in record.warnings:
+            output.note(f"warning: {warning}")
         for variant in record.variants:
             for entry in variant.candidates:
                 if entry.outcome == "probe":

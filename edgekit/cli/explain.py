@@ -36,7 +36,8 @@ def explain(
     if json:
         output.emit_json(variants)
         return
-    output.emit("\n\n".join(describe(variant) for variant in variants))
+    warnings = [f"warning: {warning}" for warning in found.warnings]
+    output.emit("\n\n".join([*warnings, *(describe(variant) for variant in variants)]))
 
 
 def describe(variant: VariantRecord) -> str:

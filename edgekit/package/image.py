@@ -151,7 +151,7 @@ class Builder:
         """Base, wheels and agent."""
         target = plan.bundle.manifest.target
         self._say(f"[{number}/{total}] {target}: {len(plan.pins)} wheels")
-        folder = self._wheels / f"{plan.arch}-{_platform_key(plan.base.facts)}"
+        folder = wheels.place(self._wheels, plan.base.facts)
         files = wheels.fetch(plan.pins, plan.base.facts, folder, plan.bundle.manifest.engine)
         inputs = {path.name: digest.of_file(path)[0] for path in files}
 
@@ -180,12 +180,6 @@ def _cached(entry: Cached, purpose: str) -> Layer:
 def _plain(value: Any) -> dict[str, Any]:
     found: dict[str, Any] = msgspec.to_builtins(value)
     return found
-
-
-def _platform_key(facts: BaseFacts) -> str:
-    assert facts.glibc is not None
-    assert facts.python is not None
-    return f"glibc{facts.glibc[0]}.{facts.glibc[1]}-cp{facts.python[0]}{facts.python[1]}"
 
 
 def agent_files() -> list[tar.Entry]:

@@ -226,7 +226,7 @@ def _merge(
             with tarfile.open(fileobj=stream, mode="r|") as archive:
                 for info in archive:
                     unpacked += info.size if info.isreg() else 0
-                    _lay(archive, info, merged, what)
+                    lay(archive, info, merged, what)
                     if len(merged) > rootfs.ENTRIES_MAX:
                         raise ResourceError(f"{what}: over {rootfs.ENTRIES_MAX} files")
             while stream.read():
@@ -236,19 +236,26 @@ def _merge(
     return "sha256:" + stream.hash.hexdigest(), unpacked, stream.count
 
 
-def _lay(
+def lay(
     archive: tarfile.TarFile, info: tarfile.TarInfo, merged: dict[str, Entry], what: str
-) -> None:
+) -> str | None:
+    """Lay a layer's member over ``merged``; its name, None for what hides others or is left out.
+
+    Only the C library's entry has content.
+
+    Raises:
+        BadInputError: it is refused.
+    """
     checked = rootfs.check_member(info, what)
     if checked is None:
-        return
+        return None
     name, link = checked
     folder, _, last = name.rpartition("/")
     if last.startswith(_WHITEOUT):
         gone = folder if last == _OPAQUE else posixpath.join(folder, last[len(_WHITEOUT) :])
         for known in [k for k in merged if k.startswith(f"{gone}/") or k == gone != folder]:
             del merged[known]
-        return
+        return None
     data = b""
     if info.isreg() and rootfs.is_libc(name) and info.size <= rootfs.SNIFF_BYTES_MAX:
         stream = archive.extractfile(info)
@@ -256,3 +263,4 @@ def _lay(
         data = stream.read()
     content = (lambda: io.BytesIO(data)) if info.isreg() else None
     merged[name] = Entry(name, info.mode, info.type, info.size, link, content)
+    return name

@@ -178,7 +178,7 @@ def opened(path: Path, *, bytes_max: int = UNPACKED_BYTES_MAX) -> Iterator[Rootf
                 if entry is not None:
                     found[entry.path] = entry
             _check_end(tar, str(path))
-            _check_links(found, str(path))
+            check_links(found, str(path))
             entries = list(found.values())
             yield Rootfs(entries, sniff(entries))
     except (tarfile.TarError, EOFError, UnicodeDecodeError) as exc:
@@ -194,8 +194,12 @@ def _check_end(tar: tarfile.TarFile, what: str) -> None:
         raise BadInputError(f"{what}: not a whole tar: it is cut off", hint="make it again")
 
 
-def _check_links(found: dict[str, Entry], what: str) -> None:
-    """No hard link to what is not there; nothing below a name that is no folder."""
+def check_links(found: dict[str, Entry], what: str) -> None:
+    """No hard link to what is not there; nothing below a name that is no folder.
+
+    Raises:
+        BadInputError: there is one.
+    """
     for entry in found.values():
         if entry.kind == tarfile.LNKTYPE and entry.link not in found:
             raise BadInputError(f"{what}: {entry.path!r} is a link to {entry.link!r}, not in it")

@@ -87,6 +87,14 @@ def _applies(needed: Requirement, target: Mapping[str, str], extra: str) -> bool
     return needed.marker is None or needed.marker.evaluate({**target, "extra": extra})
 
 
+def place(folder: Path, facts: BaseFacts) -> Path:
+    """Where wheels for a checked base are kept below ``folder``."""
+    assert facts.glibc is not None
+    assert facts.python is not None
+    libc = f"glibc{facts.glibc[0]}.{facts.glibc[1]}"
+    return folder / f"{facts.arch}-{libc}-cp{facts.python[0]}{facts.python[1]}"
+
+
 def fetch(wanted: Mapping[str, str], facts: BaseFacts, folder: Path, engine: str) -> list[Path]:
     """Wheels of ``wanted`` for the base, from ``folder`` when they lie there, else through pip.
 

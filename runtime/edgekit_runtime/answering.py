@@ -21,7 +21,7 @@ from edgekit_runtime.kinds import Kind
 from edgekit_runtime.oip import Route
 from edgekit_runtime.ports import Array
 from edgekit_runtime.replies import check_version, failed, only
-from edgekit_runtime.samples import Sample
+from edgekit_runtime.samples import Disagreements, Sample
 from edgekit_runtime.session import Session
 from edgekit_runtime.splitting import Splitting
 
@@ -60,6 +60,7 @@ class Answerer:
         self._body_bytes_max = body_bytes_max
         self.seen: tuple[Kind, float] | None = None  # kind and latency of the newest inference
         self.answered: Sample | None = None  # the newest, when its outputs were numbers
+        self.disagreements = Disagreements()  # of a candidate in the shadow
 
     def answer(self, request: Request, route: Route) -> Reply:
         """The answer to ``request``; problems are answers, too.
@@ -99,11 +100,14 @@ class Answerer:
             who = f"{self._model} {self._session.place.version}, request {asked.id or '-'}"
             log.error("%s: %s", who, seen.error.message)
             return Reply(500, oip.error(seen.error.message))
-        if not seen.flags & Flags.OUTPUT_NAN:
+        flags = seen.flags
+        if not seen.counted and hashed in self.disagreements:
+            flags |= Flags.SHADOW_DISAGREED
+        if seen.counted and not flags & Flags.OUTPUT_NAN:
             self.answered = Sample(hashed, arrays, seen.outputs)
         label = oip.Label(self._model, place.version, place.slot)
         json_length, body = oip.answer(
-            label, seen.outputs, seen.flags, asked, counted=seen.counted, sources=sources
+            label, seen.outputs, flags, asked, counted=seen.counted, sources=sources
         )
         if json_length == oip.ALL_JSON:
             return Reply(200, body)

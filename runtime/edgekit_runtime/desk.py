@@ -42,7 +42,7 @@ class Desk(Connections):
         self._model = order.model
         self._requests_max = order.requests_max
         self._answerer = answerer
-        self.sampler = Sampler(self._loop)
+        self.sampler = Sampler(self._loop, answerer.disagreements)
         self._board = board
         self._channel = channel
         self._queue: deque[tuple[Client, Request, Route]] = deque()

@@ -40,8 +40,11 @@ class Follower:
         self._board = board
         self._abs, self._rel = abs_max, rel_max
 
-    def follow(self, sample: Sample) -> None:
+    def follow(self, sample: Sample) -> bool:
         """Run the candidate on a sample and record what came of it.
+
+        Returns:
+            Whether it answers, and otherwise than what serves did.
 
         Raises:
             MemoryError: an allocation failed; nothing is recorded.
@@ -49,12 +52,12 @@ class Follower:
         if self._board is not None:
             self._board.begin(time.monotonic_ns())
         try:
-            self._compare(sample)
+            return self._compare(sample)
         finally:
             if self._board is not None:
                 self._board.end(time.monotonic_ns())
 
-    def _compare(self, sample: Sample) -> None:
+    def _compare(self, sample: Sample) -> bool:
         begun = time.perf_counter_ns()
         try:
             outputs, flags = self._predictor.predict(sample.inputs)
@@ -62,10 +65,12 @@ class Follower:
             if is_memory(exc):
                 raise MemoryError(exc.message) from exc
             self._record(Kind.SHADOW_ERROR, sample, 0.0, 0)
-            return
+            return False
         latency_us = (time.perf_counter_ns() - begun) / 1e3
-        agreed = AGREED if self._agrees(sample.outputs, outputs) else 0
-        self._record(Kind.SHADOW, sample, latency_us, int(flags & Flags.OUTPUT_NAN) | agreed)
+        agrees = self._agrees(sample.outputs, outputs)
+        noted = int(flags & Flags.OUTPUT_NAN) | (AGREED if agrees else 0)
+        self._record(Kind.SHADOW, sample, latency_us, noted)
+        return not agrees
 
     def replay(self, descriptor: int) -> None:
         """Follow everything in a memory file, and close it. Raises like `follow`."""

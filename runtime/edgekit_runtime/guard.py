@@ -28,7 +28,8 @@ class Flags(IntFlag):
     OUTPUT_NAN = 8
     INPUT_AGE = 128  # an input is older than the contract allows, or its age was not told
     STALE = 16  # answered by another bundle than the device has active; only where embedded
-    # Reserved: a candidate in the shadow answers after the answer is out, so no answer can say it.
+    # A candidate in the shadow would have answered otherwise. It sees what was answered already:
+    # this stands in the answer to a request that is sent again with its id.
     SHADOW_DISAGREED = 32
 
     @property

@@ -154,9 +154,11 @@ class Holder:
                 self._source = None
             return
         try:
-            self._follower.follow(sample)
+            differs = self._follower.follow(sample)
         except MemoryError:
             desk.end_for_memory()
+        if differs and sample.request:
+            source.disagree(sample.request)
 
     def _end_following(self) -> None:
         if self._source is not None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import secrets
 import struct
 import weakref
 import zlib
@@ -161,7 +160,7 @@ class Region:
             ResourceError: the disk is full.
         """
         body = codec.encode(labels)
-        static = _STATIC.pack(_MAGIC, _VERSION, CAPACITY, secrets.token_bytes(16), len(body))
+        static = _STATIC.pack(_MAGIC, _VERSION, CAPACITY, os.urandom(16), len(body))
         crc = _CRC.pack(zlib.crc32(body, zlib.crc32(static)))
         page = (static + crc).ljust(_LABELS, b"\0") + body
         if len(page) > HEADER_BYTES:

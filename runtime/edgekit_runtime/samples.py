@@ -2,11 +2,13 @@
 
 ``length of the meta | length of the body | meta | body``, over a socket between two workers, or
 into a memory file that is replayed later. A sample that finds no room is dropped and counted:
-whoever answers requests waits for nobody.
+whoever answers requests waits for nobody. Over a socket the candidate says back which requests it
+would have answered otherwise, eight bytes each.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
@@ -19,12 +21,14 @@ import msgspec
 import numpy as np
 
 from edgekit.contracts.errors import BugError
-from edgekit_runtime.loop import NOTHING, WRITE, Loop
+from edgekit_runtime.loop import READ, WRITE, Loop
 from edgekit_runtime.ports import Array
 
 _HEAD = struct.Struct("<II")
 _FILE = struct.Struct("<QQQ")  # bytes used, samples, samples that found no room
+_REQUEST = struct.Struct("<Q")
 RECEIVE_BYTES = 1 << 17
+DISAGREEMENTS_MAX = 4096  # as many requests as a ring of counts holds
 SAMPLE_BYTES_MAX = 1 << 30  # a longer one is not from us
 Tensors = tuple[tuple[str, str, tuple[int, ...]], ...]  # name, dtype, shape
 
@@ -93,11 +97,38 @@ def _tensors(arrays: Mapping[str, Array]) -> Tensors:
     return tuple((name, array.dtype.str, array.shape) for name, array in arrays.items())
 
 
+class Disagreements:
+    """The newest requests that a candidate would have answered otherwise, by `journal.hash_id`."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, None] = {}
+        self._rest = b""
+
+    def __contains__(self, request: int) -> bool:
+        return request in self._known
+
+    def hear(self, data: bytes) -> None:
+        """What a candidate said, in pieces of any length."""
+        data = self._rest + data
+        whole = len(data) - len(data) % _REQUEST.size
+        self._rest = data[whole:]
+        self._known |= dict.fromkeys(found for (found,) in _REQUEST.iter_unpack(data[:whole]))
+        for oldest in list(self._known)[:-DISAGREEMENTS_MAX]:
+            del self._known[oldest]
+
+    def clear(self) -> None:
+        """Another candidate follows from now on."""
+        self._known.clear()
+        self._rest = b""
+
+
 class Sampler:
     """The sending side, in the worker that answers. Belongs to its loop's thread."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, disagreements: Disagreements) -> None:
+        """What a candidate says lands in ``disagreements``."""
         self._loop = loop
+        self._disagreements = disagreements
         self._share = 0.0
         self._socket: socket.socket | None = None
         self._file: Buffer | None = None
@@ -112,12 +143,13 @@ class Sampler:
             bytes_max: of the file; 0: it is a socket.
         """
         self.end()
+        self._disagreements.clear()
         if bytes_max:
             self._file = Buffer(descriptor, bytes_max)
             return
         self._socket = socket.socket(fileno=descriptor)
         self._socket.setblocking(False)
-        self._loop.watch(descriptor, NOTHING, self._ready)
+        self._loop.watch(descriptor, READ, self._ready)
 
     def rate(self, share: float) -> None:
         """Sample so large a share of the answers."""
@@ -153,10 +185,24 @@ class Sampler:
             self._send(self._socket, memoryview(data), begun=False)
 
     def _ready(self, events: int) -> None:
+        if self._socket is None:
+            return
         if events & ~WRITE:
-            self.end()  # nobody reads any more
-        elif self._socket is not None:
+            self._hear(self._socket)
+        if events & WRITE and self._socket is not None:
             self._send(self._socket, self._rest, begun=True)
+
+    def _hear(self, sock: socket.socket) -> None:
+        try:
+            said = sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            said = b""
+        if said:
+            self._disagreements.hear(said)
+        else:
+            self.end()  # nobody reads any more
 
     def _send(self, sock: socket.socket, data: memoryview, *, begun: bool) -> None:
         try:
@@ -170,7 +216,7 @@ class Sampler:
         if not begun:
             self._dropped = 0
         self._rest = data[sent:]
-        self._loop.change(sock.fileno(), WRITE if self._rest else NOTHING)
+        self._loop.change(sock.fileno(), READ | WRITE if self._rest else READ)
 
 
 class Buffer:
@@ -261,6 +307,11 @@ class Source:
         self._data += data
         self._cut()
         return bool(data)
+
+    def disagree(self, request: int) -> None:
+        """Say that ``request`` would have been answered otherwise. Waits for nobody, either."""
+        with contextlib.suppress(OSError):
+            self.socket.send(_REQUEST.pack(request), socket.MSG_DONTWAIT)
 
     def close(self) -> None:
         """Hang up: whoever sends notices."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from enum import Enum
 
 import msgspec
@@ -63,11 +62,10 @@ def describe_exit(code: int, who: str = "its worker") -> Ending:
     return Ending(EndKind.CRASH, f"{who} was ended by {name}")
 
 
-@dataclass
-class Crashes:
+class Crashes(msgspec.Struct):
     """Ends of one model's workers, and when the next may start."""
 
-    ends: deque[float] = field(default_factory=deque)
+    ends: deque[float] = msgspec.field(default_factory=deque)
     last: Ending | None = None
     start_at: float = 0.0
 

@@ -65,14 +65,15 @@ def model(
     *,
     batch: int | str = "batch",
     opset: int = 17,
+    inputs: tuple[int | str, ...] | None = None,
     outputs: tuple[int | str, ...] | None = None,
     domains: tuple[str, ...] = (),
 ) -> onnx.ModelProto:
-    """A model from ``x`` [batch, LENGTH] to ``y``."""
+    """A model from ``x`` [batch, LENGTH], or of another shape, to ``y``."""
     graph = helper.make_graph(
         nodes,
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, LENGTH])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, inputs or [batch, LENGTH])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, outputs or [batch, CLASSES])],
         tensors,
     )
@@ -148,6 +149,115 @@ def recurrent(hidden: int = 32) -> onnx.ModelProto:
     ]
     tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     return model(nodes, tensors)
+
+
+def wide(width: int = 3200) -> onnx.ModelProto:
+    """``x`` [batch, LENGTH] through a layer of ``width`` squared weights, 41 MB of them."""
+    rng = np.random.default_rng(6)
+    weights = {
+        "a": rng.normal(0, 0.1, (LENGTH, width)).astype(np.float32),
+        "b": rng.normal(0, 0.01, (width, width)).astype(np.float32),
+        "c": rng.normal(0, 0.1, (width, CLASSES)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "b"], ["g"]),
+        helper.make_node("Relu", ["g"], ["s"]),
+        helper.make_node("MatMul", ["s", "c"], ["y"]),
+    ]
+    return model(nodes, [numpy_helper.from_array(array, name) for name, array in weights.items()])
+
+
+def levels() -> onnx.ModelProto:
+    """``x`` [batch, LENGTH] by its mean: class 0 below 2, class 1 up to 10, else 2."""
+    weights = {
+        "mean": np.full((LENGTH, 1), 1 / LENGTH, np.float32),
+        "slope": np.asarray([[0, 1, 2]], np.float32),
+        "bias": np.asarray([0, -2, -12], np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "mean"], ["m"], name="m"),
+        helper.make_node("Gemm", ["m", "slope", "bias"], ["y"], name="head"),
+    ]
+    return model(nodes, [numpy_helper.from_array(array, name) for name, array in weights.items()])
+
+
+def any_size(channels: int = 8) -> onnx.ModelProto:
+    """``x`` [batch, 1, height, width], all of them open: two Conv, a pooling of any size, Gemm.
+
+    A Reshape takes its shape from the graph, as exporters write it: symbolic shape inference of
+    ONNX Runtime's pre-processing gives up on such models.
+    """
+    rng = np.random.default_rng(4)
+    weights = {
+        "w": rng.normal(0, 0.4, (channels, 1, 3, 3)).astype(np.float32),
+        "w2": rng.normal(0, 0.2, (channels, channels, 3, 3)).astype(np.float32),
+        "head": rng.normal(0, 0.5, (channels, CLASSES)).astype(np.float32),
+        "bias": np.zeros(CLASSES, np.float32),
+        "first": np.asarray([0], np.int64),
+        "second": np.asarray([2], np.int64),
+        "all": np.asarray([-1], np.int64),
+    }
+    conv = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="c1", **conv),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Conv", ["r", "w2"], ["c2"], name="c2", strides=[2, 2], **conv),
+        helper.make_node("Relu", ["c2"], ["r2"]),
+        helper.make_node("Shape", ["r2"], ["s"]),
+        helper.make_node("Slice", ["s", "first", "second"], ["s2"]),
+        helper.make_node("Concat", ["s2", "all"], ["shape"], axis=0),
+        helper.make_node("Reshape", ["r2", "shape"], ["flat"]),
+        helper.make_node("ReduceMean", ["flat"], ["mean"], axes=[2], keepdims=0),
+        helper.make_node("Gemm", ["mean", "head", "bias"], ["y"], name="head"),
+    ]
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    return model(nodes, tensors, inputs=("batch", 1, "height", "width"))
+
+
+def attention(width: int = 32, tokens: int = 8) -> onnx.ModelProto:
+    """``x`` [batch, tokens, width] through a transformer's block, then the mean over tokens.
+
+    One channel behind the normalisation is ten times the others, as in trained ones.
+    """
+    rng = np.random.default_rng(5)
+
+    def weight(rows: int, columns: int, gain: float = 1.0) -> np.ndarray:
+        return (rng.normal(0, gain / np.sqrt(rows), (rows, columns))).astype(np.float32)
+
+    scale = np.ones(width, np.float32)
+    scale[3] = 10.0
+    weights = {
+        "scale": scale,
+        "zero": np.zeros(width, np.float32),
+        "q": weight(width, width, 3.0),
+        "k": weight(width, width, 3.0),
+        "v": weight(width, width),
+        "o": weight(width, width),
+        "up": weight(width, 4 * width),
+        "down": weight(4 * width, width),
+        "root": np.float32(1 / np.sqrt(width)),
+    }
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "scale", "zero"], ["n"], axis=-1),
+        *(helper.make_node("MatMul", ["n", name], [name.upper()]) for name in "qkv"),
+        helper.make_node("Transpose", ["K"], ["KT"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["Q", "KT"], ["scores"]),
+        helper.make_node("Mul", ["scores", "root"], ["scaled"]),
+        helper.make_node("Softmax", ["scaled"], ["shares"], axis=-1),
+        helper.make_node("MatMul", ["shares", "V"], ["context"]),
+        helper.make_node("MatMul", ["context", "o"], ["out"]),
+        helper.make_node("Add", ["x", "out"], ["sum"]),
+        helper.make_node("MatMul", ["sum", "up"], ["wide"]),
+        helper.make_node("Relu", ["wide"], ["active"]),
+        helper.make_node("MatMul", ["active", "down"], ["narrow"]),
+        helper.make_node("Add", ["sum", "narrow"], ["tokens"]),
+        helper.make_node("ReduceMean", ["tokens"], ["y"], axes=[1], keepdims=0),
+    ]
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    shape = ("batch", tokens, width)
+    return model(nodes, tensors, inputs=shape, outputs=("batch", width))
 
 
 def sensitive() -> onnx.ModelProto:

@@ -80,7 +80,7 @@ def test_the_emulated_gate_catches_what_the_build_host_does_not_see(model, place
         pair = (before.outputs, run.outputs)
         return compare(version.contract, *pair, labels, rows=n, expected_n=n).drop
 
-    emulator = emulate.find(PROFILE, HOST)
+    emulator = emulate.find(PROFILE, HOST, place / "cache")
     # Only a build host without VNNI saturates itself, and sees natively what emulation shows here.
     vnni = {"avx512_vnni", "avx_vnni"} & set(Path("/proc/cpuinfo").read_text().split())
     assert not vnni or drop(path, None).estimate <= 0.05

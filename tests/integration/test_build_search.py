@@ -53,14 +53,15 @@ def run(registry, model, place, out, budget_s, *, name="rpi5", **options):
     return record.variant(name)
 
 
-def test_without_time_the_first_round_decides_and_says_what_would_come_next(
+def test_without_time_two_candidates_decide_and_the_record_says_what_would_come_next(
     registry, planted, place
 ):
     variant = run(registry, planted, place, "none", 0.0)
     assert variant.outcome is Outcome.PASS
     assert variant.precision == "fp32"
+    assert [entry.name for entry in variant.candidates] == ["fp32", "int8-weights-s8"]
     assert (variant.search.complete, variant.search.tried) == (False, 0)
-    assert variant.search.next is not None
+    assert variant.search.next == "int8-dynamic"
 
 
 def test_exactly_the_planted_layer_goes_back_to_float(registry, planted, place):
@@ -78,6 +79,8 @@ def test_exactly_the_planted_layer_goes_back_to_float(registry, planted, place):
     assert hurting
     assert variant.search.complete
     assert len(steps) > len(probes)
+    tried = {entry.name for entry in variant.candidates}  # of the first round, too
+    assert {"int8-all-s8", "int8-weights-s8-pt", "int8-dynamic", "weights8", "fp16"} <= tried
 
     # fp32 is beaten: as good and larger. The smallest is on the front, however bad it is.
     front = {entry.name for entry in variant.candidates if entry.pareto}

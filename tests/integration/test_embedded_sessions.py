@@ -63,16 +63,20 @@ def _told(world, text: str) -> None:
     wait_for(found, what=f"event {text!r}")
 
 
-def test_an_application_follows_generations_and_confirms_trials(world, writer, applications):
+@pytest.mark.parametrize("overlap", [True, False], ids=["two at once", "one at a time"])
+def test_an_application_follows_generations_and_confirms_trials(
+    world, writer, applications, overlap
+):
+    policy = msgspec.structs.replace(QUICK, overlap=overlap)
     agent = world.agent(extra=ALONE)
-    world.manager.deploy("dev-1", writer.add(seed=1, version="1"), release="v1")
+    world.manager.deploy("dev-1", writer.add(seed=1, version="1"), release="v1", policy=policy)
     world.manager.wait_state("dev-1", "TRIAL")
     application = applications(agent)
     first = application.infer(*(f"a-{n}" for n in range(8)))
     assert {each["version"] for each in first} == {"1"}
     assert all(each["counted"] for each in first)
     world.manager.wait_state("dev-1", "CONFIRMED", release="v1")
-    world.manager.deploy("dev-1", writer.add(seed=2, version="2"), release="v2")
+    world.manager.deploy("dev-1", writer.add(seed=2, version="2"), release="v2", policy=policy)
     world.manager.wait_state("dev-1", "TRIAL", release="v2")
 
     def newer():

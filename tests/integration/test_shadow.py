@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -107,6 +108,23 @@ def test_a_candidate_that_disagrees_is_refused_and_never_answers(world, writer, 
     assert "agrees with what serves in 0 of" in model.failed[other].reason
     _ledger_holds(world, client)
     assert set(client.answered.values()) == {"1"}
+
+
+def test_a_request_sent_again_says_that_the_candidate_disagreed(world, writer):
+    agent, client = _serves_first(world, writer)
+    client.stop()
+    other = writer.add(seed=3, version="2")
+    _offer(world, other, LONG)
+    world.manager.wait_state("dev-1", "SHADOW")
+    ids = (f"t-{number}" for number in itertools.count())  # the first may come before it listens
+
+    def flags():
+        name = next(ids)
+        assert agent.infer(name)[1]["parameters"]["flags"] == []
+        time.sleep(0.05)
+        return agent.infer(name)[1]["parameters"]["flags"]
+
+    wait_for(lambda: flags() == ["shadow_disagreed"], what="the candidate's word")
 
 
 def test_without_a_bound_in_the_policy_the_bundle_says_what_to_expect(world, writer):

@@ -11,7 +11,6 @@ work=$(realpath "$1")
 python=${PYTHON:-$repository/.venv/bin/python}
 edgekit() { "$python" -c 'from edgekit.cli.main import main; main()' "$@"; }
 export EDGEKIT_REGISTRY=$work/registry EDGEKIT_CACHE=$work/cache
-mkdir -p "$work/qemu/lists/partial"
 binfmt=/proc/sys/fs/binfmt_misc
 finish() { [ ! -e $binfmt/edgekit-aarch64 ] || echo -1 >$binfmt/edgekit-aarch64; }
 trap finish EXIT
@@ -25,19 +24,10 @@ if ((${#missing[@]})); then
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
     "${missing[@]}" >/dev/null
 fi
-for arch in amd64 arm64; do
-  [ -s "$work/$arch.tar" ] || mmdebstrap --quiet --architectures=$arch --variant=extract \
-    --include=python3-minimal,libpython3.11-stdlib,libstdc++6,ca-certificates bookworm "$work/$arch.tar"
-done
+[ -s "$work/amd64.tar" ] || mmdebstrap --quiet --architectures=amd64 --variant=extract \
+  --include=python3-minimal,libpython3.11-stdlib,libstdc++6,ca-certificates bookworm "$work/amd64.tar"
+bash "$repository/tests/repo/arm_parts.sh" "$work"
 
-if [ ! -x "$work/qemu/usr/bin/qemu-aarch64" ]; then
-  awk 'BEGIN { RS = ""; ORS = "\n\n" } !/security/' /etc/apt/sources.list.d/debian.sources |
-    sed -E 's/^Suites:.*/Suites: trixie/' >"$work/qemu/trixie.sources"
-  apt=(apt-get -qq -o "Dir::Etc::sourcelist=$work/qemu/trixie.sources"
-    -o Dir::Etc::sourceparts=/dev/null -o "Dir::State::Lists=$work/qemu/lists" -o APT::Sandbox::User=root)
-  "${apt[@]}" update
-  (cd "$work/qemu" && "${apt[@]}" download qemu-user && dpkg-deb -x qemu-user_*.deb .)
-fi
 mountpoint -q $binfmt || mount -t binfmt_misc binfmt_misc $binfmt
 finish # left by a run that was killed
 printf '%s' ':edgekit-aarch64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00:\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:'"$work/qemu/usr/bin/qemu-aarch64:F" \

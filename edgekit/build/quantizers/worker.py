@@ -3,7 +3,8 @@
 A process of its own, because quantizers crash, exhaust memory and write to stderr; none of that may
 reach the build. For each job in order, one JSON line on stdout: ``{"error": null | "…"}``, with the
 layers whose weights were reduced to 7 bits and the share that runs in integers. What is made for
-OpenVINO is compiled to IR here. When the process dies, the lines tell which job it was.
+OpenVINO is compiled to IR here. When the process dies, the lines tell which job it was; when its
+time is over it ends in order behind the job in hand, and ``{"stopped": true}`` is its last line.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import msgspec
@@ -58,6 +60,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     data: str  # calibration data in the registry's canonical form, for who calibrates by itself
     contract: Contract
     jobs: tuple[Job, ...]
+    seconds: float | None = None  # after which no job is begun but the first; None: all are
 
 
 def quantize(
@@ -112,10 +115,14 @@ def make(model: onnx.ModelProto, ranges: Ranges | None, request: Request, job: J
 
 def main(path: str) -> None:
     """Run the request at ``path``; the exit status is 0 when the lines tell every outcome."""
+    begun = time.monotonic()
     request = codec.read(Request, Path(path))
     model = onnx.load(request.model)
     ranges = codec.read(Ranges, Path(request.ranges)) if request.ranges else None
-    for job in request.jobs:
+    for index, job in enumerate(request.jobs):
+        if index and request.seconds is not None and time.monotonic() - begun > request.seconds:
+            print(json.dumps({"stopped": True}), flush=True)
+            return
         error: str | None = None
         reduced: tuple[str, ...] = ()
         share: float | None = None

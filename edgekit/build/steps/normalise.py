@@ -9,7 +9,7 @@ results would be caught by the quality gate.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,9 @@ import onnx
 from onnx import numpy_helper, version_converter
 
 from edgekit.build.candidates import Structure
+from edgekit.build.steps import fold
 from edgekit.build.steps.structure import name_nodes, structure_of
+from edgekit.contracts.contract import InputSpec
 
 VERSION = 3
 OPSET = 17
@@ -34,8 +36,12 @@ def quiet_logs() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def normalise(source: Path, target: Path, scratch: Path) -> tuple[list[str], Structure]:
+def normalise(
+    source: Path, target: Path, scratch: Path, folded: Sequence[InputSpec] = ()
+) -> tuple[list[str], Structure]:
     """Write the normalised form of ``source`` to ``target``; returns what was done, as sentences.
+
+    ``folded`` are the inputs whose preprocessing becomes part of the graph.
 
     A model that is quantized already is left as it is: repairs would tear its Q/DQ pairs apart. A
     repair that is not possible for this model is left out and said: the candidates that depend on
@@ -48,9 +54,10 @@ def normalise(source: Path, target: Path, scratch: Path) -> tuple[list[str], Str
         onnx.save(model, target)
         return ["the model is quantized already: it is passed through unchanged"], before
     model = _upgrade(model, notes)
-    folded = _fold_constants(model)
-    if folded:
-        notes.append(f"{folded} Constant nodes became initializers")
+    if steps := fold.fold(model, folded):
+        notes.append(f"the graph does the declared preprocessing (steps: {steps})")
+    if constants := _fold_constants(model):
+        notes.append(f"{constants} Constant nodes became initializers")
     model = _infer_shapes(model, notes)
     plain = scratch / "plain.onnx"
     onnx.save(model, plain)

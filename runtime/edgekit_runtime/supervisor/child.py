@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
+
+from edgekit_runtime.supervisor.lean import end_with_parent, signal
 
 TYPE_CHECKING = False  # importing typing costs the supervisor a tenth of its memory
 if TYPE_CHECKING:
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
 
 TAIL_BYTES = 400  # of an agent's last words, for the reason
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
-_PDEATHSIG = 1  # prctl(2): PR_SET_PDEATHSIG
 
 
 class Child:
@@ -69,23 +69,26 @@ class Child:
 
     def why(self, status: int) -> str:
         """How it ended, in words."""
-        code = os.waitstatus_to_exitcode(status)
-        how = self.killed_for or (
-            f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        )
+        how = self.killed_for or _how(os.waitstatus_to_exitcode(status))
         if self.reported_at is None and not self.killed_for:
             how += " before it reported"
         words = self.tail.decode("utf-8", "replace").strip().splitlines()
         return f"{how}: {words[-1].strip()}" if words else how
 
 
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    from signal import Signals  # noqa: PLC0415 - names alone, for what seldom happens
+
+    return f"ended by {Signals(-code).name}"
+
+
 def _become(command: Sequence[str], environ: Mapping[str, str], stderr: int, parent: int) -> None:
     """In the child: never returns. It ends with its parent, and leads a group of its own."""
     try:
-        import ctypes  # noqa: PLC0415 - only here: the supervisor itself stays small
-
         os.setsid()
-        ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+        end_with_parent()
         if os.getppid() == parent:
             os.dup2(stderr, 2)
             signal.set_wakeup_fd(-1)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import select
-import signal
-import socket
 import sys
 import time
 
 from edgekit_runtime.supervisor import rules
 from edgekit_runtime.supervisor.book import Book
 from edgekit_runtime.supervisor.child import Child
+from edgekit_runtime.supervisor.lean import signal, socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

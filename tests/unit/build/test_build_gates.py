@@ -148,7 +148,9 @@ def test_levels_of_validation_are_ordered_and_what_ran_must_have_passed():
 def test_emulation_is_judged_by_quality_and_by_the_golden_set():
     agrees = Verdict(metric="golden_agreement", outcome=Outcome.PASS, reason="32 of 32")
     strays = Verdict(metric="golden_agreement", outcome=Outcome.FAIL, reason="3 of 32")
-    assert gates.emulated(drop(0, 0.02), agrees, QUALITY, "here").outcome is Outcome.PASS
+    verdict = gates.emulated(drop(0, 0.02), agrees, QUALITY, "here")
+    assert verdict.outcome is Outcome.PASS
+    assert verdict.reason.endswith("golden set of the build host: 32 of 32")
     assert gates.emulated(drop(0, 0.03), agrees, QUALITY, "here").outcome is Outcome.FAIL
     verdict = gates.emulated(drop(0, 0.02), strays, QUALITY, "here")
     assert (verdict.outcome, verdict.metric) == (Outcome.FAIL, "emulated_top1_drop")

@@ -1,16 +1,19 @@
 """Every quantizer on models with a known trap; the numbers are those of research on real models."""
 
+import json
+
 import numpy as np
 import onnx
 import pytest
 from buildkit import graphs
-from buildkit.quantizing import kinds, normalised, quantize, run, static
+from buildkit.quantizing import contract_of, kinds, normalised, quantize, run, static
 from onnx import numpy_helper
 
 from edgekit.build.candidates import Calibration, Candidate, Ops, Scheme
 from edgekit.build.quantizers import worker
 from edgekit.build.quantizers.base import NothingToQuantizeError
 from edgekit.build.target import Activations
+from edgekit.contracts import codec
 
 X, LABELS = graphs.waves(100)
 DYNAMIC = Candidate(name="d", precision="int8", scheme=Scheme.DYNAMIC, ops=Ops.WEIGHTS)
@@ -38,6 +41,25 @@ def test_every_quantizer_gets_past_every_trap_and_keeps_the_answers(tmp_path, tr
     quantized = run(made, x)
     assert np.mean(quantized.argmax(1) == run(model, x).argmax(1)) > 0.97
     assert np.mean(quantized.argmax(1) == labels) > 0.9
+
+
+def test_a_worker_whose_time_is_over_ends_behind_the_job_in_hand(tmp_path, capsys):
+    model = normalised(graphs.classifier(), tmp_path)
+    onnx.save(model, tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", x=X)
+    jobs = tuple(
+        worker.Job(each, str(tmp_path / f"{i}.onnx")) for i, each in enumerate((DYNAMIC, FP16))
+    )
+    for seconds, said in ((0.0, ["error", "stopped"]), (None, ["error", "error"])):
+        request = worker.Request(
+            model=str(tmp_path / "m.onnx"), ranges=None, data=str(tmp_path / "d.npz"),
+            contract=contract_of(model), jobs=jobs, seconds=seconds,
+        )  # fmt: skip
+        (tmp_path / "r.json").write_bytes(codec.encode(request))
+        worker.main(str(tmp_path / "r.json"))
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [next(iter(line)) for line in lines] == said
+        assert not any(line.get("error") for line in lines)
 
 
 def sizes(model, tmp_path):

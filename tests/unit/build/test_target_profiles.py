@@ -10,6 +10,7 @@ from edgekit.build.target import Validation
 from edgekit.contracts.errors import BadInputError, UsageError
 
 RPI5 = (resources.files("edgekit.build") / "targets" / "rpi5.toml").read_text()
+WITHOUT_EMULATOR = RPI5.replace('emulator = "cortex-a76"\n', "")
 
 
 def test_shipped_profiles():
@@ -82,8 +83,6 @@ def test_own_profiles_from_a_folder(tmp_path, monkeypatch):
         ('"quality", "size"', '"quality", "latency"', "latency needs validation_required"),
         (">=1.20", ">=one", "engine_versions"),
         ('engine = "onnxruntime"', 'engine = "other"', "engine: 'other'"),
-        ('"quality", "size"', '"quality", "emulated"', "emulator: is needed"),
-        ('required = "none"', 'required = "emulated"', "emulator: is needed"),
         ("cores = 4", "cores = 4\nopenvino_versions = '>=2025'", "openvino_versions: '>=2025'"),
         ("cores = 4", "cores = 4\nopenvino_versions = 'new'", "openvino_versions"),
         ("cores = 4", "cores = ", "profile mine"),
@@ -94,6 +93,19 @@ def test_wrong_fields_are_named(old, new, message):
     assert old in RPI5
     with pytest.raises(BadInputError, match=message):
         target.parse(RPI5.replace(old, new).encode(), "mine")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"quality", "size"', '"quality", "emulated"'),
+        ('required = "none"', 'required = "emulated"'),
+    ],
+)
+def test_who_asks_for_emulation_has_to_name_a_cpu(old, new):
+    with pytest.raises(BadInputError, match="emulator: is needed"):
+        target.parse(WITHOUT_EMULATOR.replace(old, new).encode(), "mine")
+    assert target.parse(RPI5.replace(old, new).encode(), "mine").emulator == "cortex-a76"
 
 
 def test_unknown_target_suggests_close_names():
@@ -136,8 +148,8 @@ def test_emulation_can_be_asked_for_where_a_cpu_is_named():
     asked = target.emulating(target.find("x86-64-v3"))
     assert asked.gates[-1] is target.Gate.EMULATED
     assert target.emulating(asked) == asked
-    with pytest.raises(UsageError, match="rpi5: there is no CPU model"):
-        target.emulating(target.find("rpi5"))
+    with pytest.raises(UsageError, match="jetson-orin: there is no CPU model"):
+        target.emulating(target.find("jetson-orin"))
 
 
 def test_cpuinfo_of_both_architectures():

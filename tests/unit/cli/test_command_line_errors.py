@@ -20,6 +20,16 @@ def run(monkeypatch, *words):
         (["nonsense"], "error: No such command 'nonsense'.", "hint: see 'edgekit --help'"),
         (["build"], "error: Missing argument", "hint: see 'edgekit build --help'"),
         (["build", "m"], "error: Missing option '--target'", "hint: see 'edgekit build --help'"),
+        (
+            ["targets", "emulator", "rpi5", "--base", "a", "--base-rootfs", "b"],
+            "error: --base and --base-rootfs are two ways",
+            "hint: give one",
+        ),
+        (
+            ["targets", "emulator", "jetson-orin"],
+            "error: jetson-orin: there is no CPU model to emulate",
+            "hint: name another target",
+        ),
         (["model", "list", "--no"], "error: No such option: --no", "hint: see 'edgekit model list"),
     ],
 )

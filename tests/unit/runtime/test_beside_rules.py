@@ -17,7 +17,14 @@ from edgekit_runtime.beside import Beside, Readings, Ruling
 from edgekit_runtime.loop import Loop
 from edgekit_runtime.planner import Facts, Standing, plan
 from edgekit_runtime.record import BesideRecord, DeploymentRecord, ModelRecord
-from edgekit_runtime.samples import Buffer, Sample, Sampler, Source
+from edgekit_runtime.samples import (
+    DISAGREEMENTS_MAX,
+    Buffer,
+    Disagreements,
+    Sample,
+    Sampler,
+    Source,
+)
 from edgekit_runtime.supervision import Ending, EndKind
 
 SHADOW = Shadow(inferences_min=100, seconds_min=60.0, unproven_after_s=600.0)
@@ -142,7 +149,7 @@ def _equal(found: Sample, sample: Sample) -> bool:
 
 def test_samples_cross_a_socket_in_pieces_and_what_finds_no_room_is_counted():
     loop, (near, far) = Loop(), socket.socketpair()
-    sampler, source = Sampler(loop), Source(far.detach())
+    sampler, source = Sampler(loop, Disagreements()), Source(far.detach())
     sampler.begin(near.detach(), 0)
     sampler.offer(1, {}, {})  # its share is nothing yet
     sampler.rate(1.0)
@@ -165,9 +172,50 @@ def test_samples_cross_a_socket_in_pieces_and_what_finds_no_room_is_counted():
     loop.close()
 
 
+def test_what_a_candidate_would_have_answered_otherwise_comes_back():
+    loop, (near, far) = Loop(), socket.socketpair()
+    told = Disagreements()
+    sampler, source = Sampler(loop, told), Source(far.detach())
+    sampler.begin(near.detach(), 0)
+    for request in (7, 2**64 - 1):
+        source.disagree(request)
+    loop.turn(1)
+    assert 7 in told
+    assert 2**64 - 1 in told
+    assert 8 not in told
+    source.close()
+    loop.turn(1)
+    assert 7 in told  # it is gone, what it said still holds
+    again, other = socket.socketpair()
+    sampler.begin(again.detach(), 0)
+    assert 7 not in told  # that was another candidate
+    sampler.end()
+    other.close()
+    loop.close()
+
+
+def test_disagreements_come_in_any_pieces_and_the_newest_are_kept():
+    told = Disagreements()
+    said = b"".join(number.to_bytes(8, "little") for number in range(1, DISAGREEMENTS_MAX + 3))
+    for at in range(0, len(said), 1001):
+        told.hear(said[at : at + 1001])
+    assert [number in told for number in (1, 2, 3)] == [False, False, True]
+    assert DISAGREEMENTS_MAX + 2 in told
+
+
+def test_a_candidate_waits_for_nobody_who_does_not_listen():
+    near, far = socket.socketpair()
+    source = Source(far.detach())
+    for request in range(100_000):  # more than the socket holds
+        source.disagree(request)
+    near.close()
+    source.disagree(1)
+    source.close()
+
+
 def test_a_sampler_whose_candidate_is_gone_does_not_spin():
     loop, (near, far) = Loop(), socket.socketpair()
-    sampler = Sampler(loop)
+    sampler = Sampler(loop, Disagreements())
     descriptor = near.detach()
     sampler.begin(descriptor, 0)
     far.close()

@@ -14,6 +14,7 @@ from edgekit_runtime import wire
 from edgekit_runtime.board import Board, Grip
 from edgekit_runtime.desk import Desk
 from edgekit_runtime.http1 import Reply
+from edgekit_runtime.samples import Disagreements
 from edgekit_runtime.wire import Channel, Frame, FrameKind
 
 NUMBERS = 8
@@ -28,6 +29,7 @@ ORDER = wire.Order(
 
 class Answers:
     seen = answered = None
+    disagreements = Disagreements()
     splitting = SimpleNamespace(elsewhere=lambda request, _route: request.body == b"b")
 
     def __init__(self, body: bytes) -> None:

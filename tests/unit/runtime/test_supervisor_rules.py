@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import edgekit_runtime.supervisor
-from edgekit_runtime.supervisor import rules
+from edgekit_runtime.supervisor import lean, rules
 from edgekit_runtime.supervisor.book import Book
 
 A, B, C = ("sha256:" + letter * 64 for letter in "abc")
@@ -96,6 +97,21 @@ def test_the_record_survives_one_damaged_copy_at_every_byte(tmp_path):
         assert Book(str(tmp_path)).load()["active"] == A
 
 
+def test_what_it_reads_is_what_json_reads():
+    value = {"a": [1, -2.5, 'x\u00e9"\\', None, True, {"b": 1e300}], "": {}}
+    for text in (json.dumps(value), json.dumps(value, indent=1, ensure_ascii=False)):
+        assert lean.parsed(f" {text}\n".encode()) == value
+    for bad in (b"", b"{", b"[1,]", b"{} x", b'{"a"}', b"\xff", b'"\x01"', b"nul"):
+        with pytest.raises(ValueError, match=r"."):
+            lean.parsed(bad)
+
+
+def test_a_request_that_cannot_be_read_is_none(tmp_path):
+    for raw in (b"{", b"[]", b'{"id": 1}', b"\xff\xfe"):
+        (tmp_path / "runtime.request").write_bytes(raw)
+        assert Book(str(tmp_path)).request() is None
+
+
 def test_unusable_requests_and_names_are_refused(tmp_path):
     book = Book(str(tmp_path))
     for digest in ("", "sha256:", "sha256:../../etc", A, A.upper()):
@@ -110,6 +126,7 @@ def test_it_imports_nothing_but_the_standard_library_and_itself():
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]);"
         "import edgekit_runtime.supervisor.loop;"
+        "assert not {'enum', 're', 'json'} & set(sys.modules), 'a start got 10 ms longer';"
         "print(*sorted(n for n, m in sys.modules.items() if getattr(m, '__file__', None)"
         " and sys.argv[1] in m.__file__))"
     )
@@ -118,7 +135,7 @@ def test_it_imports_nothing_but_the_standard_library_and_itself():
         capture_output=True, text=True, check=False, env={"PATH": os.defpath},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    parts = ("", ".book", ".child", ".loop", ".rules")
+    parts = ("", ".book", ".child", ".lean", ".loop", ".rules")
     assert done.stdout.split() == [
         "edgekit_runtime",
         *(f"edgekit_runtime.supervisor{part}" for part in parts),
