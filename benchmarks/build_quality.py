@@ -8,9 +8,9 @@ with a bootstrap interval over rounds; ``A/A`` is the chosen variant against its
 
 ``--cases power,voice`` picks cases, ``--time-budget`` bounds the search, ``--budgets 60,300,600``
 adds the table of result against search time, ``--memory`` the curve of calibration memory. Results
-are written after each case. ``EDGEKIT_BENCH_TORCH`` names a Python that has PyTorch and
-scikit-learn, for the cases that are trained; ``EDGEKIT_BENCH_PEERS`` a folder that holds Olive's
-environment, ``olive``.
+are written after each case. ``EDGEKIT_BENCH_TORCH`` names a Python that has PyTorch, scikit-learn
+and transformers, for the cases that are made there; ``EDGEKIT_BENCH_PEERS`` a folder that holds
+Olive's environment, ``olive``.
 """
 
 from __future__ import annotations

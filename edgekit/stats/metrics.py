@@ -140,7 +140,8 @@ def _agreement(outputs: Array, truth: Array) -> Array:
 def _cosine(outputs: Array, truth: Array) -> Array:
     a = np.asarray(outputs, dtype=np.float64).reshape(len(outputs), -1)
     b = np.asarray(truth, dtype=np.float64).reshape(len(truth), -1)
-    same, finite = (a == b).all(axis=1), np.isfinite(a).all(axis=1)
+    same = (a == b).all(axis=1)
+    finite: Array = np.asarray(np.isfinite(a).all(axis=1))
     a = np.where(finite[:, None], a, 0.0)  # what is no number is judged below, not multiplied
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     dots = (a * b).sum(axis=1)
