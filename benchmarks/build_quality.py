@@ -9,8 +9,8 @@ with a bootstrap interval over rounds; ``A/A`` is the chosen variant against its
 ``--cases power,voice`` picks cases, ``--memory`` adds the curve of calibration memory. The search
 has the ``--budgets``, in seconds of search in all: each build goes on where the one before ran out
 of time, until one is complete, and each is a row. The last one takes part. Results are written
-after each case. ``EDGEKIT_BENCH_TORCH`` names a Python that has PyTorch and
-scikit-learn, for the cases that are trained; ``EDGEKIT_BENCH_PEERS`` a folder that holds Olive's
+after each case. ``EDGEKIT_BENCH_TORCH`` names a Python that has PyTorch, scikit-learn and
+transformers, for the cases that are made there; ``EDGEKIT_BENCH_PEERS`` a folder that holds Olive's
 environment, ``olive``.
 """
 
@@ -25,21 +25,23 @@ import tempfile
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from harness import RESULTS, Row, write
 from quality import peers
-from quality.cases import CASES, Case, Workshop
+from quality.cases import CASES
 from quality.memory import memory_rows
+from quality.workshop import Case, Workshop
 
 from edgekit.build import host, target
 from edgekit.build.cache import Cache
 from edgekit.build.pipeline import build
 from edgekit.build.record import VariantRecord
 from edgekit.contracts import bundle, codec
-from edgekit.contracts.contract import Contract
+from edgekit.contracts.contract import Contract, QualityBudget
 from edgekit.contracts.oci import LayoutReader
 from edgekit.package.bundle import OciBundleWriter
-from edgekit.registry import infer
+from edgekit.registry import graph, infer
 from edgekit.registry.local import LocalRegistry
 from edgekit.registry.model import ModelVersion, Split
 from edgekit.registry.register import Sources, register
@@ -62,8 +64,19 @@ def _register(case: Case, folder: Path) -> tuple[LocalRegistry, ModelVersion]:
         sources = Sources(data=str(paths["data"]))
     else:
         sources = Sources(splits={Split(name): str(path) for name, path in paths.items()})
-    model = register(registry, "case", case.model, sources, drop_max=case.budget).version
-    return registry, model
+    if case.metric is None:
+        made = register(registry, "case", case.model, sources, drop_max=case.budget)
+    else:
+        made = register(registry, "case", case.model, sources, contract=_contract(case))
+    return registry, made.version
+
+
+def _contract(case: Case) -> Contract:
+    """What edgekit derives from the graph, with the case's own metric."""
+    facts = graph.facts(graph.load(case.model), case.name)
+    contract = infer.contract_of(facts, None).contract
+    quality = QualityBudget(metric=case.metric, drop_max=case.budget)
+    return msgspec.structs.replace(contract, quality=quality)
 
 
 def _target() -> target.TargetProfile:
@@ -224,10 +237,11 @@ def _judge(
     failed: dict[str, str],
 ) -> list[Row]:
     metric = metric_of(contract.quality.metric)
-    truth = case.held.get("labels")
     if "out.ort-fp32" not in answer:
         raise SystemExit(f"{case.name}: the original does not run: {answer['error.ort-fp32']}")
-    base = metric.score(answer["out.ort-fp32"], truth)
+    original = answer["out.ort-fp32"]
+    truth = case.held["labels"] if metric.needs_labels else original
+    base = metric.score(original, truth)
     n = len(base)
     rows, within = [], {}
     for name in [*peers.PEERS, "edgekit"]:

@@ -13,73 +13,15 @@ import json
 import subprocess
 import sys
 import wave
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-Array = npt.NDArray[np.generic]
-Arrays = dict[str, Array]
-
-
-@dataclass(frozen=True)
-class Case:
-    """``splits`` holds the registry's four parts, or one array set under ``data`` to be split."""
-
-    name: str
-    model: Path
-    splits: dict[str, Arrays]
-    held: Arrays
-    budget: float
-    metric: str = "top1"
-    about: str = ""
-
-
-@dataclass
-class Workshop:
-    """Where downloads and trained models are kept. ``torch`` is a Python that has PyTorch."""
-
-    folder: Path
-    torch: str | None
-    _wheels: dict[str, zipfile.ZipFile] = field(default_factory=dict)
-
-    def wheel(self, requirement: str) -> zipfile.ZipFile:
-        """A wheel from the package index, not installed."""
-        if requirement not in self._wheels:
-            name = requirement.partition("==")[0].replace("-", "_")
-            found = sorted(self.folder.glob(f"{name}-*.whl"))
-            if not found:
-                command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-                command += ["--only-binary=:all:", "-d", str(self.folder), requirement]
-                subprocess.run(command, check=True)
-                found = sorted(self.folder.glob(f"{name}-*.whl"))
-            self._wheels[requirement] = zipfile.ZipFile(found[0])
-        return self._wheels[requirement]
-
-    def trained(self, name: str) -> tuple[Path, Arrays]:
-        """A model that ``train.py`` makes in the Python that has PyTorch, and its test data."""
-        model, data = self.folder / f"{name}.onnx", self.folder / f"{name}.npz"
-        if not (model.exists() and data.exists()):
-            if self.torch is None:
-                raise LookupError("needs a Python with torch: set EDGEKIT_BENCH_TORCH")
-            aeon = self.wheel("aeon==1.6.0").filename
-            script = Path(__file__).with_name("train.py")
-            subprocess.run([self.torch, str(script), name, str(aeon), str(self.folder)], check=True)
-        with np.load(data) as found:
-            return model, {key: found[key] for key in found.files}
-
-
-def _cut(arrays: Arrays, held: int, seed: int = 0) -> tuple[Arrays, Arrays]:
-    """Shuffled: all but ``held`` samples, and those."""
-    n = len(next(iter(arrays.values())))
-    order = np.random.default_rng(seed).permutation(n)
-    kept, away = order[held:], order[:held]
-    return {k: v[kept] for k, v in arrays.items()}, {k: v[away] for k, v in arrays.items()}
+from quality import text
+from quality.workshop import AEON, Array, Arrays, Case, Workshop, cut
 
 
 def power(shop: Workshop) -> Case:
@@ -90,7 +32,7 @@ def power(shop: Workshop) -> Case:
     parts = {}
     for part in ("TRAIN", "TEST"):
         name = f"aeon/datasets/data/ItalyPowerDemand/ItalyPowerDemand_{part}.ts"
-        text = shop.wheel("aeon==1.6.0").read(name).decode()
+        text = shop.wheel(AEON).read(name).decode()
         rows = [line.rsplit(":", 1) for line in text.splitlines() if line and line[0] not in "@#"]
         x = np.asarray([row[0].split(",") for row in rows], np.float32)
         y = np.asarray([int(float(row[1])) - 1 for row in rows], np.int64)
@@ -98,7 +40,7 @@ def power(shop: Workshop) -> Case:
     path = shop.folder / "power.onnx"
     train.train(parts["TRAIN"], path, kernels=(16, 16), seed=1)
     test = parts["TEST"]
-    kept, held = _cut({train.INPUT: test.x, "labels": test.y}, 300)
+    kept, held = cut({train.INPUT: test.x, "labels": test.y}, 300)
     return Case("power demand CNN", path, {"data": kept}, held, 0.03)
 
 
@@ -121,7 +63,7 @@ def file_type(shop: Workshop) -> Case:
             row[-len(end) :] = np.frombuffer(end, np.uint8)
         x.append(row)
         y.append(labels[label])
-    kept, held = _cut({"bytes": np.stack(x), "labels": np.asarray(y, np.int64)}, 600)
+    kept, held = cut({"bytes": np.stack(x), "labels": np.asarray(y, np.int64)}, 600)
     return Case("file type (magika)", path, {"data": kept}, held, 0.01)
 
 
@@ -233,15 +175,30 @@ def _speech(frames: int, folder: Path) -> tuple[Array, Array]:
 
 def digits(shop: Workshop) -> Case:
     """Small MobileNetV2 on scikit-learn's digits, half of them noisy; each half is a slice."""
-    path, arrays = shop.trained("digits")
-    kept, held = _cut(arrays, 700)
+    path, arrays = shop.made("digits", AEON)
+    kept, held = cut(arrays, 700)
     return Case("digits MobileNetV2", path, {"data": kept}, held, 0.02)
+
+
+def anomaly(shop: Workshop) -> Case:
+    """Convolutional autoencoder on UCR-135 (a pressure curve with one short anomaly).
+
+    The graph answers how badly it rebuilds a window, trained on the series' normal beginning; the
+    truth says whether the window holds the anomaly, and the metric is the area under the ROC curve.
+    That is no mean of scores per window, so it comes as a function, `quality.auc:area`.
+
+    Windows start at each point and overlap, and the few dozen anomalous ones all hold the same
+    event: the bound speaks of windows of this series, not of other anomalies.
+    """
+    path, arrays = shop.made("anomaly", AEON)
+    kept, held = cut(arrays, 1500)
+    return Case("anomaly autoencoder", path, {"data": kept}, held, 0.02, "quality.auc:area")
 
 
 def vowels(shop: Workshop) -> Case:
     """Bidirectional LSTM on JapaneseVowels."""
-    path, arrays = shop.trained("vowels")
-    kept, held = _cut(arrays, 130)
+    path, arrays = shop.made("vowels", AEON)
+    kept, held = cut(arrays, 130)
     return Case("vowels bi-LSTM", path, {"data": kept}, held, 0.05)
 
 
@@ -251,4 +208,7 @@ CASES: dict[str, Callable[[Workshop], Case]] = {
     "voice": voice,
     "digits": digits,
     "vowels": vowels,
+    "anomaly": anomaly,
+    "ocr": text.line,
+    "embedding": text.sentence,
 }

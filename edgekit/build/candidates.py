@@ -191,11 +191,16 @@ def candidates_for(target: TargetProfile, structure: Structure) -> tuple[Candida
 
 
 def _turn(candidate: Candidate) -> int:
-    """One of each kind comes before variations of any."""
+    """One of each kind comes before variations of any; first what cannot lose quality.
+
+    Full precision needs no calibration either, which for a large model takes as long as a search.
+    """
+    if candidate.scheme is Scheme.NONE:
+        return 0
     plain = candidate.per_channel and candidate.ops in {None, Ops.WEIGHTS}
     if not plain or candidate.scheme in {Scheme.WEIGHT_ONLY, Scheme.FP16}:
-        return 2
-    return 0 if candidate.engine is Engine.ONNXRUNTIME else 1
+        return 3
+    return 1 if candidate.engine is Engine.ONNXRUNTIME else 2
 
 
 def in_openvino(candidate: Candidate) -> Candidate:

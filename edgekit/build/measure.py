@@ -104,6 +104,7 @@ class Measurer:
     contract: Contract  # a `neutral` one, so that changing a budget measures nothing anew
     processes: Processes = field(default_factory=Processes)
     devices: Mapping[str, Device] = field(default_factory=dict)  # by target
+    _digests: dict[Path, str] = field(default_factory=dict)  # of data, which no build changes
 
     def level(self, target: TargetProfile) -> Validation:
         """Where artifacts for ``target`` run, when nothing is emulated."""
@@ -218,7 +219,7 @@ class Measurer:
         inputs = {
             "model": subject.model_digest,
             "contract": digest.of_bytes(codec.encode(subject.contract or self.contract)),
-            "data": digest.of_file(data)[0],
+            "data": self._digest(data),
         }
         for name in ("golden", "tolerance"):
             content: bytes | None = getattr(subject, name)
@@ -240,6 +241,11 @@ class Measurer:
                 "emulator": emulator.facts if emulator else None,
             },
         )
+
+    def _digest(self, data: Path) -> str:
+        if data not in self._digests:
+            self._digests[data] = digest.of_file(data)[0]
+        return self._digests[data]
 
     def _run(
         self,

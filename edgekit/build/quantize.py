@@ -23,7 +23,7 @@ from edgekit.contracts import codec, digest
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import ResourceError
 
-_CALIBRATE_VERSION = 1  # of edgekit.build.quantizers.calibrate
+_CALIBRATE_VERSION = 2  # of edgekit.build.quantizers.calibrate
 _QUANTIZE_VERSION = 5  # of edgekit.build.quantizers.worker
 _WORKER = "edgekit.build.quantizers.worker"
 _CALIBRATE = "edgekit.build.quantizers.calibrate"

@@ -11,7 +11,7 @@ from itertools import takewhile
 import msgspec
 
 from edgekit.build import derive, search, select
-from edgekit.build.candidates import Candidate, by_nncf, candidates_for
+from edgekit.build.candidates import Candidate, Scheme, by_nncf, candidates_for
 from edgekit.build.final import Finisher, at_look
 from edgekit.build.host import Host
 from edgekit.build.judge import can_pass, compare
@@ -35,7 +35,7 @@ _KEPT_LOOK = (
     "not looked at: the evaluation data are too few for another look, and the last one that can "
     "prove anything is kept for the model in full precision"
 )
-_ALWAYS = 2  # candidates of the first round that no budget leaves out: the original, and one more
+_ALWAYS_BESIDE_FLOAT = 1  # no budget leaves this out, nor full precision by any engine
 
 
 @dataclass
@@ -166,7 +166,8 @@ class VariantBuilder:
         timed = self._timed_run(candidates) if self.measurer.is_real(target) else None
         original = self.finisher.original(target, timed=timed, final=False)
         state = _Round(target, candidates, original, timed)
-        self._measure(state, candidates[:_ALWAYS])
+        floats = sum(each.scheme is Scheme.NONE for each in candidates)  # they come first
+        self._measure(state, candidates[: floats + _ALWAYS_BESIDE_FLOAT])
         return state
 
     def _search(self, state: _Round, deadline: float) -> SearchRecord:

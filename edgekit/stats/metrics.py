@@ -140,11 +140,12 @@ def _agreement(outputs: Array, truth: Array) -> Array:
 def _cosine(outputs: Array, truth: Array) -> Array:
     a = np.asarray(outputs, dtype=np.float64).reshape(len(outputs), -1)
     b = np.asarray(truth, dtype=np.float64).reshape(len(truth), -1)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     same = (a == b).all(axis=1)
+    finite: Array = np.asarray(np.isfinite(a).all(axis=1))
+    a = np.where(finite[:, None], a, 0.0)  # what is no number is judged below, not multiplied
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     dots = (a * b).sum(axis=1)
     cosines = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
-    finite = np.isfinite(a).all(axis=1)
     result: Array = np.where(same, 1.0, np.where(finite, cosines, -1.0))
     return np.clip(result, -1.0, 1.0)
 

@@ -2,37 +2,42 @@
 
 Two passes over the data, peak memory independent of the number of samples. The first reduces each
 tensor to its extremes inside the graph, so that the engine frees activations as it goes. The second
-counts histograms over those extremes, a group of tensors at a time, bounded in bytes. The answer
+counts histograms over those extremes, a group of tensors at a time, bounded in bytes; where
+activations are large it counts fewer samples, spread evenly: a histogram needs no more. The answer
 is a file; one JSON line on stdout says ``{"error": null | "…"}``.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from edgekit import preprocess
 from edgekit.build import ranges as rules
+from edgekit.build.candidates import CONVOLUTIONS, WEIGHT_OPS
 from edgekit.build.quantizers.ort_static import QUANTIZABLE_OPS
 from edgekit.build.ranges import Range, Ranges
-from edgekit.build.steps.structure import layers
 from edgekit.contracts import codec
 from edgekit.contracts.contract import Contract
 from edgekit.registry import npz
 
 GROUP_BYTES_MAX = 64 << 20  # activations held at once: too low means many passes over the data
+COUNTED_BYTES_MAX = 8 << 30  # activations counted in all: about 2 s per GB
 CHUNK_MAX = 16  # samples per run: fewer is slow on small models, more costs memory
 _LOG_FATAL = 4
+_OPSET_AXES_ARE_INPUT = 18  # of reductions
 
 Array = npt.NDArray[Any]
 
@@ -101,39 +106,82 @@ def float_tensors(model: onnx.ModelProto) -> list[str]:
 
 
 class _Extremes:
-    """The model with two scalars per tensor, and its size, instead of its outputs."""
+    """The model with two scalars per tensor, and its size, instead of its outputs.
+
+    Where a weight layer reads, two vectors with the extremes of each channel follow.
+    """
 
     def __init__(self, model: onnx.ModelProto, names: Sequence[str]) -> None:
         self._names = names
-        reduced = _showing(model, [])
-        reductions: tuple[tuple[str, dict[str, Any]], ...] = (
-            ("ReduceMin", {"keepdims": 0}),
-            ("ReduceMax", {"keepdims": 0}),
-            ("Size", {}),
-        )
+        self._graph = _showing(model, [])
+        self._opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         for index, name in enumerate(names):
-            for op, options in reductions:
-                made = f"edgekit_{op}_{index}"
-                reduced.graph.node.append(helper.make_node(op, [name], [made], **options))
-                reduced.graph.output.append(onnx.ValueInfoProto(name=made))
-        self._session = _session(reduced)
+            self._show("ReduceMin", [name], f"min_{index}", keepdims=0)
+            self._show("ReduceMax", [name], f"max_{index}", keepdims=0)
+            self._show("Size", [name], f"size_{index}")
+        self._channels = [name for name in _channels(model) if name in set(names)]
+        for index, name in enumerate(self._channels):
+            self._show_channels(index, name, _channels(model)[name])
+        self._session = _session(self._graph)
 
-    def run(self, feed: Mapping[str, Array]) -> tuple[Array, Array]:
-        """Extremes, shape (tensors, 2), and number of elements, shape (tensors,)."""
+    def run(self, feed: Mapping[str, Array]) -> tuple[Array, Array, dict[str, tuple[Array, Array]]]:
+        """Extremes, shape (tensors, 2), sizes in elements, shape (tensors,), and by channel."""
         found = self._session.run(None, dict(feed))
-        table = np.asarray([float(value) for value in found]).reshape(len(self._names), 3)
-        return table[:, :2], table[:, 2]
+        scalars, vectors = found[: 3 * len(self._names)], iter(found[3 * len(self._names) :])
+        table = np.asarray([float(value) for value in scalars]).reshape(len(self._names), 3)
+        channels = dict(zip(self._channels, zip(vectors, vectors, strict=True), strict=True))
+        return table[:, :2], table[:, 2], channels
+
+    def _show(self, op: str, inputs: list[str], made: str, **options: Any) -> None:
+        self._add(op, inputs, made, **options)
+        self._graph.graph.output.append(onnx.ValueInfoProto(name=f"edgekit_{made}"))
+
+    def _add(self, op: str, inputs: list[str], made: str, **options: Any) -> str:
+        node = helper.make_node(op, inputs, [f"edgekit_{made}"], **options)
+        self._graph.graph.node.append(node)
+        return f"edgekit_{made}"
+
+    def _constant(self, values: Sequence[int], made: str) -> str:
+        name = f"edgekit_{made}"
+        tensor = numpy_helper.from_array(np.asarray(values, np.int64), name)
+        self._graph.graph.initializer.append(tensor)
+        return name
+
+    def _show_channels(self, index: int, name: str, shape: _Channels) -> None:
+        """Of convolutions channels come second, else last: there the other axes become one."""
+        axes = [0, *range(2, shape.rank)]
+        if shape.last is not None:
+            flat = self._constant([-1, shape.last], f"flat_shape_{index}")
+            name, axes = self._add("Reshape", [name, flat], f"flat_{index}"), [0]
+        for op, made in (("ReduceMin", f"low_{index}"), ("ReduceMax", f"high_{index}")):
+            if self._opset >= _OPSET_AXES_ARE_INPUT:
+                inputs = [name, self._constant(axes, f"axes_{made}")]
+                self._show(op, inputs, made, keepdims=0)
+            else:
+                self._show(op, [name], made, keepdims=0, axes=axes)
 
 
-def _channels(model: onnx.ModelProto) -> dict[str, int]:
-    """Tensors that feed a weight layer, and the axis of their channels."""
-    named = {layer.name: layer.op for layer in layers(model)}
-    axes = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": -1}
-    return {
-        node.input[0]: axes[named[node.name]]
-        for node in model.graph.node
-        if named.get(node.name) in axes
-    }
+class _Channels(NamedTuple):
+    """How the channels lie that a weight layer reads: ``last`` counts those of the last axis."""
+
+    rank: int
+    last: int | None
+
+
+def _channels(model: onnx.ModelProto) -> dict[str, _Channels]:
+    """Tensors that feed a weight layer, and where their channels are."""
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    found: dict[str, _Channels] = {}
+    for node in model.graph.node:
+        dims = weights.get(node.input[1]) if len(node.input) > 1 else None
+        turned = {a.name for a in node.attribute if a.name in {"transA", "transB"} and a.i}
+        if dims is None or node.op_type not in WEIGHT_OPS or "transA" in turned:
+            continue
+        if node.op_type in CONVOLUTIONS:
+            found[node.input[0]] = _Channels(len(dims), None)
+        else:
+            found[node.input[0]] = _Channels(2, dims[-1] if turned or len(dims) == 1 else dims[-2])
+    return found
 
 
 def _groups(names: Sequence[str], sizes: Mapping[str, float]) -> Iterator[list[str]]:
@@ -154,26 +202,18 @@ def _count(
     group: Sequence[str],
     peaks: Mapping[str, float],
     data: Iterator[dict[str, Array]],
-) -> tuple[dict[str, Array], dict[str, tuple[Array, Array]]]:
-    """Histograms of a group of tensors, and extremes per channel where a weight layer reads."""
-    axes = {name: axis for name, axis in _channels(model).items() if name in group}
+) -> dict[str, Array]:
+    """Histograms of a group of tensors; one that is always zero has none."""
     given = {value.name for value in model.graph.input}
     made = [name for name in group if name not in given]
     session = _session(_showing(model, made)) if made else None
     counts = {name: np.zeros(rules.BINS, np.int64) for name in group if peaks[name] > 0}
-    channels: dict[str, tuple[Array, Array]] = {}
     for feed in data:
         values = dict(zip(made, session.run(None, feed), strict=True)) if session else {}
         values |= {name: feed[name] for name in group if name in given}
-        for name, array in values.items():
-            if name in counts:
-                counts[name] += rules.count(array, peaks[name])
-            if name in axes and array.ndim > 1:
-                moved = np.moveaxis(array, axes[name], -1).reshape(-1, array.shape[axes[name]])
-                low, high = moved.min(axis=0), moved.max(axis=0)
-                before = channels.get(name, (low, high))
-                channels[name] = np.minimum(before[0], low), np.maximum(before[1], high)
-    return counts, channels
+        for name in counts:
+            counts[name] += rules.count(values[name], peaks[name])
+    return counts
 
 
 def calibrate(model: onnx.ModelProto, arrays: Mapping[str, Array], contract: Contract) -> Ranges:
@@ -190,21 +230,28 @@ def calibrate(model: onnx.ModelProto, arrays: Mapping[str, Array], contract: Con
     extremes = _Extremes(model, names)
     first = next(feeds(arrays, contract, 1))
     sizes = 4.0 * extremes.run(first)[1] / len(first[contract.inputs[0].name])
-    chunk = int(np.clip(GROUP_BYTES_MAX // max(1.0, float(sizes.max())), 1, CHUNK_MAX))
+    # As many samples as fit together with *all* their tensors: more would multiply the passes.
+    chunk = int(np.clip(GROUP_BYTES_MAX // max(1.0, float(sizes.sum())), 1, CHUNK_MAX))
     table = np.asarray([[np.inf, -np.inf]] * len(names))
+    channels: dict[str, tuple[Array, Array]] = {}
     for feed in feeds(arrays, contract, chunk):
-        found, _ = extremes.run(feed)
+        found, _, vectors = extremes.run(feed)
         table[:, 0] = np.minimum(table[:, 0], found[:, 0])
         table[:, 1] = np.maximum(table[:, 1], found[:, 1])
+        for name, (low, high) in vectors.items():
+            before = channels.get(name, (low, high))
+            channels[name] = np.minimum(before[0], low), np.maximum(before[1], high)
     wild = [name for name, row in zip(names, table, strict=True) if not np.isfinite(row).all()]
     if wild:
         raise ValueError(f"tensor {wild[0]!r} is not finite on the calibration data")
     peaks = {name: float(np.abs(row).max()) for name, row in zip(names, table, strict=True)}
     held = {name: float(size) * chunk for name, size in zip(names, sizes, strict=True)}
     bounds = {name: (float(row[0]), float(row[1])) for name, row in zip(names, table, strict=True)}
+    step = math.ceil(float(sizes.sum()) * total / COUNTED_BYTES_MAX)
     tensors: dict[str, Range] = {}
     for group in _groups(names, held):
-        counts, channels = _count(model, group, peaks, feeds(arrays, contract, chunk))
+        data = islice(feeds(arrays, contract, chunk), 0, None, step)
+        counts = _count(model, group, peaks, data)
         for name in group:
             tensors[name] = rules.bounds_of(*bounds[name], counts.get(name), channels.get(name))
     return Ranges(total, tensors)

@@ -43,6 +43,54 @@ def test_channels_are_known_where_a_weight_layer_reads():
     assert found["p"].high == ()
 
 
+@pytest.mark.parametrize("opset", [17, 18])  # from 18 on a reduction's axes are an input
+def test_extremes_by_channel_are_exact(opset):
+    x, _ = graphs.waves(50)
+    model = graphs.convolution(channels=8, opset=opset)
+    found = ranges_of(model, x).tensors
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    del shown.graph.output[:]
+    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in ("r", "f"))
+    for name, values in zip("rf", session(shown).run(None, {"x": x}), strict=True):
+        moved = np.moveaxis(values, 1, 0).reshape(8, -1)
+        assert found[name].low == pytest.approx(moved.min(axis=1), abs=1e-5)
+        assert found[name].high == pytest.approx(moved.max(axis=1), abs=1e-5)
+
+
+def test_large_activations_do_not_multiply_the_passes(monkeypatch):
+    x, _ = graphs.waves(64)
+    passes = []
+
+    def feeds(arrays, contract, chunk, real=calibrate.feeds):
+        passes.append(chunk)
+        return real(arrays, contract, chunk)
+
+    monkeypatch.setattr(calibrate, "feeds", feeds)
+    ranges_of(graphs.convolution(channels=64), x)
+    assert len(passes) == 3  # the first sample, the extremes, one group
+    passes.clear()
+    monkeypatch.setattr(calibrate, "GROUP_BYTES_MAX", 50_000)  # about two samples' tensors
+    ranges_of(graphs.convolution(channels=64), x)
+    assert len(passes) <= 4
+    assert max(passes) < calibrate.CHUNK_MAX
+
+
+def test_of_large_activations_fewer_samples_are_counted_and_extremes_stay_exact(monkeypatch):
+    x, _ = graphs.waves(200)
+    whole = ranges_of(graphs.convolution(), x)
+    monkeypatch.setattr(calibrate, "COUNTED_BYTES_MAX", 100_000)
+    counted = []
+    real = ranges.count
+    monkeypatch.setattr(ranges, "count", lambda v, peak: counted.append(len(v)) or real(v, peak))
+    parts = ranges_of(graphs.convolution(), x)
+    names = len(parts.tensors)
+    assert names <= sum(counted) < 200 * names
+    for name, found in whole.tensors.items():
+        assert parts.tensors[name].minmax == pytest.approx(found.minmax, abs=1e-5)
+        assert parts.tensors[name].percentile == pytest.approx(found.percentile, rel=0.2, abs=0.3)
+
+
 def test_small_groups_of_tensors_give_the_same_ranges(monkeypatch):
     x, _ = graphs.waves(50)
     whole = ranges_of(graphs.convolution(), x)

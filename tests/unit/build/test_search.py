@@ -99,6 +99,13 @@ def timed(model):
     return Known(figures, frozenset(), LIMIT, timed=True)
 
 
+def test_full_precision_by_any_engine_comes_before_what_needs_calibration():
+    """A large model can take as long to calibrate as a search may last."""
+    found = candidates_for(find("x86-64-v3-openvino"), STRUCTURE)
+    assert [each.name for each in found[:2]] == ["fp32", "ov-fp32"]
+    assert all(each.precision != "fp32" for each in found[2:])
+
+
 def test_other_quantizers_are_tried_before_anything_is_repaired():
     others = by_nncf(find("x86-64-v3-openvino"), STRUCTURE)
     assert [each.name for each in others] == ["int8-nncf-rr", "ov-int8-nncf-rr"]

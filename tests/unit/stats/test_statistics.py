@@ -68,6 +68,8 @@ def test_an_answer_with_nan_is_wrong_in_every_metric():
     outputs = np.array([[0.1, 0.9], [np.nan, 0.5]])
     assert metrics.METRICS["top1"].score(outputs, np.array([1, 0])).tolist() == [True, False]
     assert metrics.METRICS["cosine"].score(outputs, np.array([[0.1, 0.9], [1.0, 0]]))[1] == -1.0
+    endless = np.array([[np.inf, -np.inf]])  # summed they are an invalid operation, too
+    assert metrics.METRICS["cosine"].score(endless, np.array([[1.0, 1.0]])).tolist() == [-1.0]
 
 
 def test_a_quantized_softmax_is_still_a_softmax():
