@@ -3,7 +3,7 @@
 The key is the full SHA-256 over step name and version, tool versions, parameters, digests of all
 inputs and the facts of target and host that matter to the step. An entry is a folder with the
 step's files and ``entry.json`` (facts and digest per file); it appears by one rename, and is
-verified by digest each time it is used: a damaged entry is made again.
+verified by digest when it is used: a damaged entry is made again.
 """
 
 from __future__ import annotations
@@ -115,19 +115,35 @@ class Cache:
                     raise
         return Entry(final, facts, files, reused=False)
 
-    def find(self, step: Step) -> Entry | None:
-        """The result of ``step``, when it is known."""
-        return self._lookup(self._folder(step))
+    def find(self, step: Step, *, trusted: bool = False) -> Entry | None:
+        """The result of ``step``, when it is known.
+
+        Args:
+            step: the declaration.
+            trusted: the files are not read; whoever reads one compares its digest, and has the
+                entry forgotten when it is another. For files that most look-ups never read.
+        """
+        return self._lookup(self._folder(step), trusted=trusted)
+
+    def forget(self, path: Path) -> bool:
+        """Remove the entry that ``path`` is a file of; False when it is no entry of this cache."""
+        folder = path.parent
+        if folder.parent.parent != self.root / "steps":
+            return False
+        shutil.rmtree(folder, ignore_errors=True)
+        return True
 
     def _folder(self, step: Step) -> Path:
         name = digest.hex_of(step.key())
         return self.root / "steps" / name[:2] / name
 
-    def _lookup(self, folder: Path) -> Entry | None:
+    def _lookup(self, folder: Path, *, trusted: bool = False) -> Entry | None:
         if not folder.is_dir():
             return None
         try:
             document = codec.read(_Document, folder / _ENTRY)
+            if trusted and all((folder / name).is_file() for name in document.files):
+                return Entry(folder, document.facts, document.files, reused=True)
             found = {name: digest.of_file(folder / name)[0] for name in document.files}
         except BadInputError:
             found, document = {"": "unreadable"}, _Document({}, {})

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from edgekit.build import derive, reference, report, tools
@@ -19,6 +20,7 @@ from edgekit.build.host import Host, detect
 from edgekit.build.measure import Measurer, neutral
 from edgekit.build.outcome import Chosen
 from edgekit.build.ports import (
+    AlteredError,
     BundleContent,
     BundleHead,
     BundleWriter,
@@ -41,6 +43,7 @@ from edgekit.registry.model import ModelVersion, Split
 from edgekit.registry.ports import Registry
 
 TIME_BUDGET_S = 120.0  # enough to repair a small model; large ones deserve more
+_ALTERED_MAX = 3  # entries of the cache that are made anew; more, and the disk is dying
 _UNITS_PER_TARGET = 12  # of a first round with its final evaluation; a search adds more
 
 
@@ -116,14 +119,51 @@ def build(
             "give at least one target, and each only once", hint="-t rpi5 -t x86-64-v3"
         )
     dataset.check_resolvable(model.contract.quality, model.dataset(Split.EVALUATION).n)
-    cache, host = cache or Cache(), host or detect()
-    tick = _Ticker(2 + len(targets) * _UNITS_PER_TARGET, on_progress)
-    deadline = time.monotonic() + time_budget_s
+    cache = cache or Cache()
+    attempt = partial(
+        _build,
+        registry,
+        model,
+        targets,
+        out,
+        writer=writer,
+        cache=cache,
+        host=host or detect(),
+        deadline=time.monotonic() + time_budget_s,
+        memory_bytes=memory_bytes,
+        fold_preprocessing=fold_preprocessing,
+        devices=devices or {},
+        tick=_Ticker(2 + len(targets) * _UNITS_PER_TARGET, on_progress),
+    )
+    for _ in range(_ALTERED_MAX):
+        try:
+            return attempt()
+        except AlteredError as exc:  # noqa: PERF203 - all else is found again in the cache
+            if not cache.forget(exc.path):
+                raise
+    return attempt()
+
+
+def _build(
+    registry: Registry,
+    model: ModelVersion,
+    targets: Sequence[TargetProfile],
+    out: Path,
+    *,
+    writer: BundleWriter,
+    cache: Cache,
+    host: Host,
+    deadline: float,
+    memory_bytes: int | None,
+    fold_preprocessing: bool,
+    devices: Mapping[str, Device],
+    tick: Callable[[str], None],
+) -> BuildRecord:
     with cache.scratch() as scratch:
         tick("fetching and normalising the model")
         study = prepare(registry, model, cache, scratch, fold_preprocessing=fold_preprocessing)
         contract, processes = neutral(study.variant_contract), Processes(memory_bytes)
-        reached = _reach(targets, devices or {}, processes, scratch)
+        reached = _reach(targets, devices, processes, scratch)
         measurer = Measurer(cache, writer, host, contract, processes, reached)
         quantization = Quantization(study, cache, host, contract, scratch, processes)
         finisher = Finisher(study, measurer, host, tick)

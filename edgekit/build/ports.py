@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgekit.contracts.bundle import Role
+from edgekit.contracts.errors import BadInputError
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,24 @@ class BundleHead:
 
 @dataclass(frozen=True)
 class BundleContent:
-    """One file of a bundle: bytes, or a path to copy from."""
+    """One file of a bundle: bytes, or a path to copy from.
+
+    ``sha256`` is the digest that a path's content must have, where its maker knows it.
+    """
 
     path: str
     role: Role
     source: bytes | Path
+    sha256: str | None = None
+
+
+class AlteredError(BadInputError):
+    """A file is not what it was when it was made."""
+
+    def __init__(self, path: Path) -> None:
+        """Of the file at ``path``."""
+        super().__init__(f"{path}: was altered", hint="run the same command again")
+        self.path = path
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,7 @@ class BundleWriter(Protocol):
         """Write one bundle and tag it; atomic as a whole.
 
         Raises:
+            AlteredError: a file has another digest than it must have.
             ResourceError: disk full; the layout is as before.
         """
 

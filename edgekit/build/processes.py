@@ -22,10 +22,10 @@ _SHARE = 0.8  # of the memory that is free when a build begins
 _PEAK_MIN = 512 * 1024**2  # of a step that is not known yet: Python, numpy and ONNX Runtime
 _NEAR = 0.5  # what was mapped and not touched yet is no peak, and counts against the bound
 _ROOM = 1.5  # candidates of one model differ: room for one above the largest that was seen
-# What is said by Python and numpy, the C++ library, ONNX Runtime's arena and OpenVINO.
+# What is said by Python and numpy, the C++ library, ONNX Runtime's arena, OpenVINO and protobuf.
 _MEMORY = re.compile(
     r"MemoryError|out of memory|bad[_ ]alloc|cannot allocate|unable to allocate"
-    r"|failed to allocate memory",
+    r"|failed to allocate memory|failed to serialize proto",
     re.IGNORECASE,
 )
 _MEMINFO = Path("/proc/meminfo")

@@ -76,7 +76,7 @@ class Quantization:
                 self._made[candidate] = f"calibration: {error}"
                 continue
             step = self._step(candidate)
-            known = self.cache.find(step)
+            known = self.cache.find(step, trusted=True)  # read when it is measured or shipped
             if known is None:
                 todo[candidate] = step
             else:
@@ -94,7 +94,7 @@ class Quantization:
             return None
         if error := self._calibration_error(candidate):
             return f"calibration: {error}"
-        known = self.cache.find(self._step(candidate))
+        known = self.cache.find(self._step(candidate), trusted=True)
         return None if known is None else _result(known)
 
     def _calibration_error(self, candidate: Candidate) -> str | None:
@@ -273,8 +273,9 @@ def _result(entry: Entry) -> Artifact | str:
     reduced, share = tuple(entry.facts["reduced"]), entry.facts["coverage"]
     if _GRAPH in entry.digests:
         graph, weights = entry.file(_GRAPH), entry.file(_WEIGHTS)
-        both = digest.of_bytes(f"{entry.digests[_GRAPH]} {entry.digests[_WEIGHTS]}".encode())
+        digests = entry.digests[_GRAPH], entry.digests[_WEIGHTS]
+        both = digest.of_bytes(" ".join(digests).encode())
         size = graph.stat().st_size + weights.stat().st_size
-        return Artifact(graph, both, size, reduced, weights, share)
+        return Artifact(graph, both, size, reduced, weights, digests, share)
     path = entry.file(_MODEL)
     return Artifact(path, entry.digests[_MODEL], path.stat().st_size, reduced, coverage=share)

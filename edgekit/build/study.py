@@ -33,15 +33,17 @@ class Artifact:
     size: int
     reduced: tuple[str, ...] = ()  # layers whose weights keep to 7 bits, so that nothing saturates
     weights: Path | None = None
+    digests: tuple[str, ...] = ()  # of two files, each; of one it is ``digest``
     coverage: float | None = None  # share of quantized layers that run in integers
 
     def contents(self) -> list[BundleContent]:
         """Its files as a bundle carries them."""
         if self.weights is None:
-            return [BundleContent("model.onnx", Role.MODEL, self.path)]
+            return [BundleContent("model.onnx", Role.MODEL, self.path, self.digest)]
+        graph, weights = self.digests
         return [
-            BundleContent("model.xml", Role.MODEL, self.path),
-            BundleContent("model.bin", Role.WEIGHTS, self.weights),
+            BundleContent("model.xml", Role.MODEL, self.path, graph),
+            BundleContent("model.bin", Role.WEIGHTS, self.weights, weights),
         ]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from edgekit.build.ports import BundleContent, BundleHead, WrittenBundle
+from edgekit.build.ports import AlteredError, BundleContent, BundleHead, WrittenBundle
 from edgekit.contracts import codec
 from edgekit.contracts.bundle import (
     ARTIFACT_TYPE,
@@ -36,6 +36,8 @@ def tag_of(model: str, version: str, target: str) -> str:
 
 def _store(change: LayoutTransaction, content: BundleContent) -> Descriptor:
     stored = change.put(content.source, media_type(content.role))
+    if isinstance(content.source, Path) and content.sha256 not in {None, stored.digest}:
+        raise AlteredError(content.source)
     named = {TITLE: content.path, FILE_PATH: content.path}
     return msgspec.structs.replace(stored, annotations=named)
 

@@ -10,6 +10,7 @@ from edgekit.build import target, tools
 from edgekit.build.cache import Cache
 from edgekit.build.host import Host
 from edgekit.build.pipeline import build
+from edgekit.contracts.oci import LayoutReader
 from edgekit.package.bundle import OciBundleWriter
 from edgekit.registry.local import LocalRegistry
 from edgekit.registry.model import Split
@@ -127,3 +128,17 @@ def test_ranges_that_are_not_what_calibration_wrote_are_made_again(warm):
         path.write_bytes(path.read_bytes().replace(b"1", b"2", 1))
     assert _made(warm, "mended") == {"calibrate"}
     assert _made(warm, "once") == set()
+
+
+def test_a_damaged_variant_is_made_again_before_it_is_shipped(warm):
+    """Its file is not read to find it; whoever copies it into a bundle sees what it is."""
+    shipped = LayoutReader(warm / "first").resolve("waves-1-rpi5")
+    models = [
+        path for path in (warm / "cache" / "steps").rglob("model.onnx") if path.stat().st_size
+    ]
+    for path in models:
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        path.write_bytes(raw)
+    assert "quantize" in _made(warm, "damaged")
+    assert LayoutReader(warm / "damaged").resolve("waves-1-rpi5") == shipped
