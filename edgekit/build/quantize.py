@@ -30,7 +30,7 @@ _CALIBRATE = "edgekit.build.quantizers.calibrate"
 _MODEL, _RANGES = "model.onnx", "ranges.json"
 _SUFFIX = {Engine.ONNXRUNTIME: "onnx", Engine.OPENVINO: "xml"}
 _GRAPH, _WEIGHTS = "model.xml", "model.bin"  # of IR
-_JOBS_MIN = 4  # of a process: each imports for a second
+_JOBS_MIN = 4  # of a process: each imports for a second; one is enough where NNCF calibrates
 
 
 class _StarvedError(Exception):
@@ -158,7 +158,8 @@ class Quantization:
         """Side by side as memory and cores allow; what starves there is made once more alone."""
         if any(candidate.needs_ranges for candidate in todo):
             self._calibrate()
-        at_once = self.processes.at_once(-(-len(todo) // _JOBS_MIN))
+        work = sum(_JOBS_MIN if each.scheme is Scheme.NNCF else 1 for each in todo)
+        at_once = self.processes.at_once(-(-work // _JOBS_MIN))
         shares = [list(todo)[index::at_once] for index in range(at_once)]
         with ThreadPoolExecutor(at_once) as pool:
             found = pool.map(lambda share: self._run_share(share, todo, until, at_once), shares)

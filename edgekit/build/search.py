@@ -4,8 +4,8 @@ The next candidates follow from what is known, and what is known is in the step 
 was stopped therefore goes on where it was. In order:
 
 1. the best candidates once more, laid out for the processor when they are loaded;
-2. other quantizers than ONNX Runtime's, which take seconds to calibrate;
-3. other calibration rules, when static quantization costs too much quality;
+2. other calibration rules, when static quantization costs too much quality: ranges are there;
+3. other quantizers than ONNX Runtime's, which take long to calibrate;
 4. the cheapest candidate that is over budget and cheaper than the best within it is repaired:
    each of its layers is quantized alone and judged by the *task metric* (ranking layers by the
    error of their outputs alone was measured to make things worse), then the layers that hurt most
@@ -35,6 +35,7 @@ from edgekit.build.select import Figures
 
 _NAMES_SHOWN = 3  # a name lists the layers that are left in float up to this many
 _LAYOUTS_MAX = 2  # beside the original: what is slower as it is seldom becomes the fastest
+_RECALIBRATED_MAX = 3  # the rules mend ranges, and ranges of noisier ones are not what is wrong
 _REPAIRS_MAX = 2  # bases to repair: a third was never cheaper than what the first two led to
 
 
@@ -67,12 +68,9 @@ def next_candidates(
         structure: of the graph.
         others: candidates that are no part of the first round, and are always tried.
     """
-    for stage in (_layouts(known, structure), others):
+    for stage in (_layouts(known, structure), _calibrations(known), others):
         if left := tuple(each for each in stage if not known.tried(each)):
             return left
-    rules = [each for each in _calibrations(known) if not known.tried(each)]
-    if rules:
-        return tuple(rules)
     for base in _bases(known):
         wanted = _probes(known, base, structure) or _reversal(known, base, structure)
         if wanted:
@@ -100,14 +98,18 @@ def _layouts(known: Known, structure: Structure) -> Iterable[Candidate]:
 
 
 def _calibrations(known: Known) -> Iterable[Candidate]:
-    """Entropy and percentile for static candidates that would be the best within the budget."""
-    for candidate in sorted(_promising(known), key=lambda each: each.name):
-        plain = candidate.calibration is Calibration.MINMAX and not candidate.floats
-        plain = plain and not candidate.layout
-        if candidate.needs_ranges and plain:
-            for rule in (Calibration.ENTROPY, Calibration.PERCENTILE):
-                name = f"{candidate.name}-{rule.value}"
-                yield msgspec.structs.replace(candidate, name=name, calibration=rule)
+    """Percentile and entropy for the few least noisy that would be the best within the budget."""
+    plain = [
+        candidate
+        for candidate in _promising(known)
+        if candidate.needs_ranges
+        and candidate.calibration is Calibration.MINMAX
+        and not (candidate.floats or candidate.layout)
+    ]
+    for candidate in plain[:_RECALIBRATED_MAX]:
+        for rule in (Calibration.PERCENTILE, Calibration.ENTROPY):
+            name = f"{candidate.name}-{rule.value}"
+            yield msgspec.structs.replace(candidate, name=name, calibration=rule)
 
 
 def _promising(known: Known) -> list[Candidate]:

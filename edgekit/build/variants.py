@@ -11,7 +11,14 @@ from itertools import takewhile
 import msgspec
 
 from edgekit.build import derive, search, select
-from edgekit.build.candidates import Candidate, Scheme, by_nncf, candidates_for
+from edgekit.build.candidates import (
+    CONVOLUTIONS,
+    Candidate,
+    Scheme,
+    by_nncf,
+    candidates_for,
+    with_layout,
+)
 from edgekit.build.final import Finisher, at_look
 from edgekit.build.host import Host
 from edgekit.build.judge import can_pass, compare
@@ -166,8 +173,11 @@ class VariantBuilder:
         timed = self._timed_run(candidates) if self.measurer.is_real(target) else None
         original = self.finisher.original(target, timed=timed, final=False)
         state = _Round(target, candidates, original, timed)
-        floats = sum(each.scheme is Scheme.NONE for each in candidates)  # they come first
-        self._measure(state, candidates[: floats + _ALWAYS_BESIDE_FLOAT])
+        count = sum(each.scheme is Scheme.NONE for each in candidates)  # they come first
+        floats = candidates[:count]
+        if timed is not None and CONVOLUTIONS & set(self.study.structure.ops):
+            floats += tuple(with_layout(each) for each in floats if each.unquantized)
+        self._measure(state, (*floats, *candidates[count : count + _ALWAYS_BESIDE_FLOAT]))
         return state
 
     def _search(self, state: _Round, deadline: float) -> SearchRecord:
