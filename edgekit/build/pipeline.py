@@ -11,10 +11,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from edgekit.build import derive, reference, report, tools
 from edgekit.build.cache import Cache
 from edgekit.build.final import Finisher
 from edgekit.build.host import Host, detect
+from edgekit.build.layers import Inspector
 from edgekit.build.measure import Measurer, neutral
 from edgekit.build.outcome import Chosen
 from edgekit.build.ports import (
@@ -128,6 +131,7 @@ def build(
         for index, target in enumerate(targets):
             left = max(0.0, deadline - time.monotonic()) / (len(targets) - index)
             chosen.append((target, builder.build(target, budget_s=left)))
+        inspector = Inspector(study, measurer, host, scratch, tick)
         facts: dict[str, object] = {
             "inputs": _inputs(model),
             "tools": tools.versions(),
@@ -138,7 +142,9 @@ def build(
             measured_on = {"quality_measured_on": _measured_on(host, result)}
             contents = _contents(study, model, target, result, {**facts, **measured_on})
             written = _write(out, writer, _head(model, target, result), contents, result)
-            variants.append(_record(model, target, result, written, host))
+            made = _record(model, target, result, written, host)
+            layers = inspector.inspect(target, result)
+            variants.append(msgspec.structs.replace(made, layers=layers))
     record = BuildRecord(
         model=model.name,
         version=model.version,

@@ -64,7 +64,12 @@ def feeds(
         npz.release(arrays)
 
 
-def _session(model: onnx.ModelProto) -> ort.InferenceSession:
+def plain_session(model: onnx.ModelProto) -> ort.InferenceSession:
+    """A session that runs the graph as it is written.
+
+    Raises:
+        Exception: whatever ONNX Runtime raises.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_FATAL
     # Fusions would remove the very tensors that are to be seen.
@@ -75,7 +80,7 @@ def _session(model: onnx.ModelProto) -> ort.InferenceSession:
     )
 
 
-def _showing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+def showing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """``model`` with ``names`` for outputs."""
     shown = onnx.ModelProto()
     shown.CopyFrom(model)
@@ -95,7 +100,7 @@ def float_tensors(model: onnx.ModelProto) -> list[str]:
     found = [name for name in seen if inputs.get(name) == onnx.TensorProto.FLOAT]
     made = [name for name in seen if name not in inputs]
     if made:
-        outputs = _session(_showing(model, made)).get_outputs()
+        outputs = plain_session(showing(model, made)).get_outputs()
         found += [entry.name for entry in outputs if entry.type == "tensor(float)"]
     return found
 
@@ -105,7 +110,7 @@ class _Extremes:
 
     def __init__(self, model: onnx.ModelProto, names: Sequence[str]) -> None:
         self._names = names
-        reduced = _showing(model, [])
+        reduced = showing(model, [])
         reductions: tuple[tuple[str, dict[str, Any]], ...] = (
             ("ReduceMin", {"keepdims": 0}),
             ("ReduceMax", {"keepdims": 0}),
@@ -116,7 +121,7 @@ class _Extremes:
                 made = f"edgekit_{op}_{index}"
                 reduced.graph.node.append(helper.make_node(op, [name], [made], **options))
                 reduced.graph.output.append(onnx.ValueInfoProto(name=made))
-        self._session = _session(reduced)
+        self._session = plain_session(reduced)
 
     def run(self, feed: Mapping[str, Array]) -> tuple[Array, Array]:
         """Extremes, shape (tensors, 2), and number of elements, shape (tensors,)."""
@@ -159,7 +164,7 @@ def _count(
     axes = {name: axis for name, axis in _channels(model).items() if name in group}
     given = {value.name for value in model.graph.input}
     made = [name for name in group if name not in given]
-    session = _session(_showing(model, made)) if made else None
+    session = plain_session(showing(model, made)) if made else None
     counts = {name: np.zeros(rules.BINS, np.int64) for name in group if peaks[name] > 0}
     channels: dict[str, tuple[Array, Array]] = {}
     for feed in data:
@@ -202,11 +207,16 @@ def calibrate(model: onnx.ModelProto, arrays: Mapping[str, Array], contract: Con
     peaks = {name: float(np.abs(row).max()) for name, row in zip(names, table, strict=True)}
     held = {name: float(size) * chunk for name, size in zip(names, sizes, strict=True)}
     bounds = {name: (float(row[0]), float(row[1])) for name, row in zip(names, table, strict=True)}
+    named = {layer.name for layer in layers(model)}
+    fed = {node.input[0] for node in model.graph.node if node.name in named}
     tensors: dict[str, Range] = {}
     for group in _groups(names, held):
         counts, channels = _count(model, group, peaks, feeds(arrays, contract, chunk))
         for name in group:
-            tensors[name] = rules.bounds_of(*bounds[name], counts.get(name), channels.get(name))
+            found = rules.bounds_of(*bounds[name], counts.get(name), channels.get(name))
+            if name in fed and name in counts:
+                found = msgspec.structs.replace(found, histogram=rules.coarse(counts[name]))
+            tensors[name] = found
     return Ranges(total, tensors)
 
 
