@@ -145,6 +145,7 @@ def build(
             made = _record(model, target, result, written, host)
             layers = inspector.inspect(target, result)
             variants.append(msgspec.structs.replace(made, layers=layers))
+        ranges = quantization.ranges()
     record = BuildRecord(
         model=model.name,
         version=model.version,
@@ -157,7 +158,7 @@ def build(
         warnings=study.warnings,
         variants=tuple(variants),
     )
-    files.write_atomic(out / report.REPORT_FILE, report.page(record))
+    files.write_atomic(out / report.REPORT_FILE, report.page(record, ranges))
     files.write_atomic(out / RECORD_FILE, codec.encode_pretty(record))
     return record
 

@@ -59,6 +59,14 @@ class LayersRecord(msgspec.Struct, frozen=True, kw_only=True):
     original_nodes: tuple[NodeTime, ...] = ()
     unknown: tuple[str, ...] = ()  # what is missing, and why
 
+    def ranked(self) -> list[LayerRecord]:
+        """Layers that err most by themselves first; where that is not known, the slowest."""
+        return sorted(self.layers, key=lambda each: (-(each.own_error or 0.0), -(each.us or 0.0)))
+
+    def slowest(self) -> list[NodeTime]:
+        """Operators of the variant, the slowest first."""
+        return sorted(self.nodes, key=lambda each: -each.us)
+
 
 class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
     """How far the search went beyond its first round; what is left is `next`, and so on."""

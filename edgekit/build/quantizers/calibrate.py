@@ -213,10 +213,10 @@ def calibrate(model: onnx.ModelProto, arrays: Mapping[str, Array], contract: Con
     for group in _groups(names, held):
         counts, channels = _count(model, group, peaks, feeds(arrays, contract, chunk))
         for name in group:
-            found = rules.bounds_of(*bounds[name], counts.get(name), channels.get(name))
+            made = rules.bounds_of(*bounds[name], counts.get(name), channels.get(name))
             if name in fed and name in counts:
-                found = msgspec.structs.replace(found, histogram=rules.coarse(counts[name]))
-            tensors[name] = found
+                made = msgspec.structs.replace(made, histogram=rules.coarse(counts[name]))
+            tensors[name] = made
     return Ranges(total, tensors)
 
 

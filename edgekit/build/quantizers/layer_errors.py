@@ -11,6 +11,7 @@ they are written, without fusions that would hide them. One JSON line on stdout 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -28,7 +29,8 @@ from edgekit.contracts import codec
 from edgekit.contracts.contract import Contract
 from edgekit.registry import npz
 
-SAMPLES_MAX = 16  # more change the second digit, and large models compute for seconds
+SAMPLES_MAX = 16  # more change the second digit
+SECONDS_MAX = 5.0  # then no other sample is begun: large models compute for seconds each
 _MERGED = frozenset({"Clip", "Relu"})  # what a quantized layer does by the ends of its range
 _TYPES: dict[str, tuple[int, type]] = {
     "tensor(float)": (onnx.TensorProto.FLOAT, np.float32),
@@ -234,6 +236,22 @@ def _typed(
     return session, {entry.name: entry.type for entry in entries}
 
 
+class Some:
+    """The first ``most`` of ``feeds``, or as many as there is time for, one at the least."""
+
+    def __init__(self, feeds: Iterable[Mapping[str, Array]], most: int) -> None:
+        self._feeds, self._most = feeds, most
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[Mapping[str, Array]]:
+        begun = time.monotonic()
+        for feed in islice(self._feeds, self._most):
+            if self.taken and time.monotonic() - begun > SECONDS_MAX:
+                return
+            self.taken += 1
+            yield feed
+
+
 def main(path: str) -> None:
     """Run the request at ``path``; the exit status is 0 when the answer line tells the outcome."""
     request = codec.read(Request, Path(path))
@@ -242,12 +260,10 @@ def main(path: str) -> None:
         model, variant = onnx.load(request.model), onnx.load(request.variant)
         first = request.contract.inputs[0].shape[0]
         batch = first if isinstance(first, int) else 1
-        runs = max(1, SAMPLES_MAX // batch)
-        samples = islice(feeds(arrays, request.contract, 1), runs)
+        samples = Some(feeds(arrays, request.contract, 1), max(1, SAMPLES_MAX // batch))
         with quiet_logs():
             found = errors_of(model, variant, samples)
-        total = min(runs * batch, len(arrays[request.contract.inputs[0].name]))
-        answer = LayerErrors(samples=total, layers=found)
+        answer = LayerErrors(samples=samples.taken * batch, layers=found)
     except (MemoryError, OSError):
         raise  # not a property of the model: the process ends with it, and nothing is cached
     except Exception as exc:  # noqa: BLE001 - foreign code; the exact error is the answer
