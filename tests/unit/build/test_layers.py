@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -10,10 +12,13 @@ from buildkit import graphs
 from buildkit.quantizing import contract_of, normalised, quantize, static
 from onnx import helper, numpy_helper
 
-from edgekit.build.candidates import Candidate, Ops, Scheme
-from edgekit.build.layers import time_of
+from edgekit.build import target
+from edgekit.build.candidates import Candidate, Engine, Layer, Ops, Scheme, Structure
+from edgekit.build.host import Host
+from edgekit.build.layers import Inspector, time_of
 from edgekit.build.quantizers import layer_errors
 from edgekit.build.quantizers.layer_errors import LayerErrors, errors_of
+from edgekit.build.record import LayerRecord
 from edgekit.build.target import Activations
 from edgekit.contracts import codec
 from edgekit.contracts.evaluation import NodeTime
@@ -151,3 +156,30 @@ def test_times_belong_to_the_layer_of_that_name_and_no_other():
     assert time_of("l1", nodes) == 3.0
     assert time_of("l10", nodes) == 4.0
     assert time_of("l2", nodes) is None
+
+
+class Unmeasured:
+    """Whoever asks for a process has not understood that nothing can be known."""
+
+    def __getattr__(self, name):
+        raise AssertionError(name)
+
+
+def test_ir_is_not_compared_and_another_machine_times_nothing():
+    candidate = Candidate(name="ov-fp16", precision="fp16", engine=Engine.OPENVINO)
+    trial = SimpleNamespace(
+        artifact=SimpleNamespace(digest="d"), figures=SimpleNamespace(candidate=candidate)
+    )
+    structure = Structure(layers=(Layer("l1", "Conv"),), ops=("Conv",), quantized=False)
+    inspector = Inspector(
+        SimpleNamespace(structure=structure),
+        Unmeasured(),
+        Host("x86_64", frozenset(), "test processor"),
+        Path("nowhere"),
+        lambda _: None,
+    )
+    profile = target.find("x86-64-v3-openvino")
+    found = inspector.inspect(profile, SimpleNamespace(trial=trial))
+    assert found.layers == (LayerRecord(name="l1", op="Conv"),)
+    assert [why.partition(":")[0] for why in found.unknown] == ["errors", "times"]
+    assert "OpenVINO IR" in found.unknown[0]
