@@ -6,11 +6,12 @@ build goes on. Times differ from run to run: they belong into the record and nev
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from edgekit.build import tools
 from edgekit.build.cache import Step
@@ -116,10 +117,11 @@ class Inspector:
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]
             raise ResourceError(lines[-1])
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        if says_memory(found["error"] or ""):
-            raise CandidateError(f"{done.wanted}: {found['error']}")
-        return found
+        found = codec.decode(LayerErrors, done.stdout, what=f"output of {_ERRORS}")
+        if says_memory(found.error or ""):
+            raise CandidateError(f"{done.wanted}: {found.error}")
+        told: dict[str, Any] = msgspec.to_builtins(found)
+        return told
 
     def _times(self, target: TargetProfile, chosen: Chosen) -> _Times:
         """Of the variant's operators, and of the float model's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -187,7 +186,8 @@ class Measurer:
                 written.append(self.writer.write(layout, head, self._contents(subject)).digest)
             command = [*tools.python(), module, str(layout), *written, "--data", str(data)]
             raw, error = self._evaluate(command)
-        return {"error": error, "found": None if raw is None else json.loads(raw)}
+        found = None if raw is None else codec.decode(list[Any], raw, what=f"output of {module}")
+        return {"error": error, "found": found}
 
     def _contents(self, subject: Subject) -> list[BundleContent]:
         contract = codec.encode(subject.contract or self.contract)

@@ -115,7 +115,7 @@ def errors(layers: Sequence[LayerRecord]) -> str:
     return _pairs(
         [(e.name, e.error, e.own_error) for e in layers if e.error is not None],
         "bad",
-        lambda whole, own: f"{_percent(own)} of {_percent(whole)}",
+        lambda whole, own: f"alone {_percent(own)}, as it is {_percent(whole)}",
     )
 
 

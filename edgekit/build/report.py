@@ -84,14 +84,14 @@ def _layers(found: LayersRecord) -> list[str]:
     if any(layer.error is not None for layer in found.layers):
         parts.append(
             "<p>Error of each layer's output, relative to that in the float model: by itself, when "
-            "it is fed what it gets there (dark), and as it is, with all that went wrong before it "
-            f"(light). Samples: {found.samples}.</p>"
+            "it is fed what it gets there (coloured), and as it is, with what went wrong before "
+            f"(grey). Samples: {found.samples}.</p>"
         )
         parts.append(plots.errors(found.ranked()))
     if any(layer.us is not None for layer in found.layers):
         parts.append(
-            "<p>Time of each layer, by the engine's profiler: in the float model (light) and in "
-            "the variant (dark). What a layer was fused into has another name.</p>"
+            "<p>Time of each layer, by the engine's profiler: in the float model (grey) and in "
+            "the variant (coloured). What a layer was fused into has another name.</p>"
         )
         parts.append(plots.times(sorted(found.layers, key=lambda each: -(each.us or 0.0))))
     rows = (

@@ -3,6 +3,7 @@
 import sys
 import time
 
+import onnx
 import pytest
 from buildkit import graphs
 
@@ -10,12 +11,15 @@ from edgekit.build import layers, measure, target
 from edgekit.build.cache import Cache
 from edgekit.build.host import Host
 from edgekit.build.pipeline import build
+from edgekit.build.quantizers import openvino_ir
 from edgekit.build.record import RECORD_FILE, BuildRecord
 from edgekit.build.report import REPORT_FILE
+from edgekit.build.study import Artifact
 from edgekit.cli.explain import describe
-from edgekit.contracts import codec
+from edgekit.contracts import codec, digest
 from edgekit.contracts.verdict import Outcome
 from edgekit.package.bundle import OciBundleWriter
+from edgekit.registry import npz
 from edgekit.registry.local import LocalRegistry
 from edgekit.registry.register import Sources, register
 
@@ -98,6 +102,34 @@ def test_a_warm_rebuild_only_looks_up(built, registry, planted, place, monkeypat
     begun = time.monotonic()
     assert run(registry, planted, place, "again") == built
     assert time.monotonic() - begun < 5.0  # a second where nothing else runs
+
+
+def test_openvino_times_its_own_form(place, planted):
+    """IR in two files beside the ONNX file it was made from, in one process."""
+    model, ir = place / "m.onnx", place / "m.xml"
+    found = openvino_ir.read(onnx.load(model), place)
+    openvino_ir.save(found, ir, half=False)
+    subjects = [
+        measure.Subject(
+            tuple(Artifact(path, "sha256:0", 0, weights=weights).contents()),
+            digest.of_file(path)[0],
+            engine,
+            ">=1.0",
+        )
+        for path, weights, engine in (
+            (ir, ir.with_suffix(".bin"), "openvino"),
+            (model, None, "onnxruntime"),
+        )
+    ]
+    npz.write(place / "x.npz", {"x": graphs.waves(16)[0]})
+    measurer = measure.Measurer(
+        Cache(place / "cache"), OciBundleWriter(), HOST, measure.neutral(planted.contract)
+    )
+    ours, others = measurer.node_times(subjects, place / "x.npz")
+    for name in ("l1", "l2", "l3", "l4"):
+        assert layers.time_of(name, ours) > 0
+        assert layers.time_of(name, others) > 0
+    assert "FullyConnected" in {node.op for node in ours}
 
 
 def test_what_goes_wrong_is_said_and_fails_nothing(built, registry, planted, place, monkeypatch):

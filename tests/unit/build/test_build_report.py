@@ -153,7 +153,7 @@ def test_layers_are_plotted_worst_first_and_all_are_listed():
     assert page.open == []
     words = " ".join(page.words)
     for expected in (
-        "25.00% of 50.00%",
+        "alone 25.00%, as it is 50.00%",
         "7.0 µs, before 8.0 µs",
         "something: for <reasons>",
         "Operators of the variant: 2, 28 µs a run",
