@@ -18,11 +18,6 @@ _COLUMNS = 3  # of small histograms
 _NAME_MAX = 34  # characters beside a bar; the ends of names tell layers apart
 
 
-def probed_layer(entry: CandidateRecord) -> str:
-    """The layer a probe quantized alone."""
-    return entry.name.partition("~only(")[2].removesuffix(")")
-
-
 def _svg(height: float, body: Iterable[str]) -> str:
     return (
         f"<svg viewBox='0 0 {_WIDTH} {height:.0f}' width='{_WIDTH}' role='img'>"
@@ -101,7 +96,7 @@ def sensitivity(probes: Sequence[CandidateRecord]) -> str:
         y = 6.0 + row * _BAR
         drop = entry.quality_drop or 0.0
         size = max(0.0, drop) / most * width
-        body.append(_text(left - 8, y + 11, probed_layer(entry), "end"))
+        body.append(_text(left - 8, y + 11, entry.probed, "end"))
         body.append(
             f"<rect x='{left}' y='{y}' width='{size:.1f}' height='{_BAR - 5}' class='bad'/>"
         )

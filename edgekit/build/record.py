@@ -30,6 +30,11 @@ class CandidateRecord(msgspec.Struct, frozen=True, kw_only=True):
     coverage: float | None = None  # share of the quantized layers that run in integers
     pareto: bool = False  # nothing else is at least as good in drop, latency and size
 
+    @property
+    def probed(self) -> str:
+        """The layer a probe quantized alone."""
+        return self.name.partition("~only(")[2].removesuffix(")")
+
 
 class LayerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One weight layer of the chosen variant; None is what is not known.

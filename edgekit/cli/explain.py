@@ -59,7 +59,7 @@ def describe(variant: VariantRecord) -> str:
     if probes:
         probes.sort(key=lambda entry: (-(entry.quality_drop or 0.0), -(entry.noise or 0.0)))
         rows = [
-            [_layer(e), f"{e.quality_drop or 0.0:+.4f}", f"{e.noise or 0.0:.4f}"] for e in probes
+            [e.probed, f"{e.quality_drop or 0.0:+.4f}", f"{e.noise or 0.0:.4f}"] for e in probes
         ]
         lines += ["", output.table(["LAYER QUANTIZED ALONE", "DROP", "NOISE"], rows)]
     else:
@@ -103,12 +103,6 @@ def _top(header: list[str], rows: list[list[str]]) -> list[str]:
 
 def _figure(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
-
-
-def _layer(entry: CandidateRecord) -> str:
-    from edgekit.build.plots import probed_layer
-
-    return probed_layer(entry)
 
 
 def _row(entry: CandidateRecord) -> list[str]:
