@@ -25,12 +25,13 @@ from edgekit.contracts import codec, digest
 from edgekit.contracts.bundle import Role
 from edgekit.contracts.contract import Contract, QualityBudget
 from edgekit.contracts.errors import BugError, ResourceError, UnavailableError
-from edgekit.contracts.evaluation import Evaluation, Latency
+from edgekit.contracts.evaluation import Evaluation, Latency, NodeTime
 from edgekit.registry import npz
 from edgekit.registry.npz import Array
 
 VERSION = 1
-RACE_VERSION = 1
+RACE_VERSION = 2
+_TIMES_VERSION = 1
 LATENCY_RUNS_MIN = 200  # medians of fewer wobble
 LATENCY_RUNS_MAX = 5000
 # Small models answer in microseconds: 200 runs are over before the processor has changed its
@@ -40,6 +41,7 @@ _EMULATED_TIMES = 6  # as long as else: ARM on x86 computes 150 to 300 times slo
 _MEND = "pip install 'edgekit-ml[build,runtime]'"
 _EVALUATE = "edgekit_runtime.evaluate"
 _RACE = "edgekit_runtime.race"
+_NODE_TIMES = "edgekit_runtime.node_times"
 _OUTPUTS = "outputs.npz"
 _LAYOUT, _DATA = "layout", "data.npz"  # beside what runs on a device
 
@@ -179,35 +181,50 @@ class Measurer:
             CandidateError: they do not run together.
             ResourceError: disk or memory is exhausted.
         """
-        steps = [self._step(each, data, TimedRun("race", 0), None) for each in subjects]
+        found = self._in_turns("race", RACE_VERSION, _RACE, subjects, data)
+        return codec.decode(list[Latency], found, what="race")
+
+    def node_times(self, subjects: Sequence[Subject], data: Path) -> list[tuple[NodeTime, ...]]:
+        """How long each operator of ``subjects`` takes here, by the profilers of their engines.
+
+        Raises:
+            CandidateError: one does not run, or its engine does not say.
+            ResourceError: disk or memory is exhausted.
+        """
+        found = self._in_turns("node-times", _TIMES_VERSION, _NODE_TIMES, subjects, data)
+        return codec.decode(list[tuple[NodeTime, ...]], found, what="node times")
+
+    def _in_turns(
+        self, name: str, version: int, module: str, subjects: Sequence[Subject], data: Path
+    ) -> bytes:
+        """What ``module`` says about ``subjects`` that run in turns, in one process."""
+        steps = [self._step(each, data, TimedRun(name, 0), None) for each in subjects]
         inputs = {str(index): step.key() for index, step in enumerate(steps)}
         entry = self.cache.run(
-            Step("race", RACE_VERSION, {}, inputs), lambda _: self._race(subjects, data)
+            Step(name, version, {}, inputs), lambda _: self._run_in_turns(module, subjects, data)
         )
         if entry.facts["error"] is not None:
             raise CandidateError(entry.facts["error"])
-        raw = codec.encode(entry.facts["latencies"])
-        return codec.decode(list[Latency], raw, what="race")
+        return codec.encode(entry.facts["found"])
 
-    def _race(self, subjects: Sequence[Subject], data: Path) -> dict[str, Any]:
+    def _run_in_turns(self, module: str, subjects: Sequence[Subject], data: Path) -> dict[str, Any]:
         with self.cache.scratch() as scratch:
             layout = scratch / "layout"
             written = []
             for index, subject in enumerate(subjects):
                 head = _trial_head(subject, str(index))
                 written.append(self.writer.write(layout, head, self._contents(subject)).digest)
-            arguments = [_RACE, _LAYOUT, *written, "--data", _DATA]
+            arguments = [module, _LAYOUT, *written, "--data", _DATA]
             device = subjects[0].device
             if device is not None:
                 files = {_LAYOUT: layout, _DATA: data}
                 raw, error, _ = self._remote(device, arguments, files, scratch)
             else:
-                found = {_LAYOUT: str(layout), _DATA: str(data)}
-                here = [found.get(word, word) for word in arguments]
+                places = {_LAYOUT: str(layout), _DATA: str(data)}
+                here = [places.get(word, word) for word in arguments]
                 raw, error = self._evaluate([*tools.python(), *here])
-        if raw is None:
-            return {"error": error, "latencies": []}
-        return {"error": None, "latencies": codec.decode(list[Latency], raw, what=_RACE)}
+        found = None if raw is None else codec.decode(list[Any], raw, what=f"output of {module}")
+        return {"error": error, "found": found}
 
     def _contents(self, subject: Subject) -> list[BundleContent]:
         contract = codec.encode(subject.contract or self.contract)

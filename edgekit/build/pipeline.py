@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from edgekit.build import derive, reference, report, tools
 from edgekit.build.cache import Cache
 from edgekit.build.devices import Device, reach
 from edgekit.build.final import Finisher
 from edgekit.build.host import Host, detect
+from edgekit.build.layers import Inspector
 from edgekit.build.measure import Measurer, neutral
 from edgekit.build.outcome import Chosen
 from edgekit.build.ports import (
@@ -172,6 +175,7 @@ def _build(
         for index, target in enumerate(targets):
             left = max(0.0, deadline - time.monotonic()) / (len(targets) - index)
             chosen.append((target, builder.build(target, budget_s=left)))
+        inspector = Inspector(study, measurer, host, scratch, tick)
         facts: dict[str, object] = {
             "inputs": _inputs(model),
             "tools": tools.versions(),
@@ -182,7 +186,10 @@ def _build(
             measured_on = {"quality_measured_on": _measured_on(result)}
             contents = _contents(study, model, target, result, {**facts, **measured_on})
             written = _write(out, writer, _head(model, target, result), contents, result)
-            variants.append(_record(model, target, result, written))
+            made = _record(model, target, result, written)
+            layers = inspector.inspect(target, result)
+            variants.append(msgspec.structs.replace(made, layers=layers))
+        ranges = quantization.ranges()
     record = BuildRecord(
         model=model.name,
         version=model.version,
@@ -195,7 +202,7 @@ def _build(
         warnings=study.warnings,
         variants=tuple(variants),
     )
-    files.write_atomic(out / report.REPORT_FILE, report.page(record))
+    files.write_atomic(out / report.REPORT_FILE, report.page(record, ranges))
     files.write_atomic(out / RECORD_FILE, codec.encode_pretty(record))
     return record
 

@@ -18,12 +18,13 @@ from edgekit.build.cache import Cache, Entry, Step
 from edgekit.build.candidates import Candidate, Engine, Scheme
 from edgekit.build.host import Host
 from edgekit.build.processes import Done, Processes, says_memory
+from edgekit.build.ranges import Ranges
 from edgekit.build.study import Artifact, Study
 from edgekit.contracts import codec, digest
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.errors import ResourceError
 
-_CALIBRATE_VERSION = 2  # of edgekit.build.quantizers.calibrate
+_CALIBRATE_VERSION = 3  # of edgekit.build.quantizers.calibrate
 _QUANTIZE_VERSION = 5  # of edgekit.build.quantizers.worker
 _WORKER = "edgekit.build.quantizers.worker"
 _CALIBRATE = "edgekit.build.quantizers.calibrate"
@@ -96,6 +97,12 @@ class Quantization:
             return f"calibration: {error}"
         known = self.cache.find(self._step(candidate), trusted=True)
         return None if known is None else _result(known)
+
+    def ranges(self) -> Ranges | None:
+        """What calibration saw; None where no candidate asked, or it failed."""
+        if self._calibrated is None or self._calibrated.facts["error"] is not None:
+            return None
+        return codec.read(Ranges, self._calibrated.file(_RANGES))
 
     def _calibration_error(self, candidate: Candidate) -> str | None:
         if not candidate.needs_ranges:

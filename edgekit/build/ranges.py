@@ -17,6 +17,7 @@ from edgekit.build.candidates import Calibration
 Array = npt.NDArray[Any]
 BINS = 4096  # two halves of 2048, the resolution TensorRT's entropy calibration was published with
 _BLOCK = 1 << 16  # values binned at once: they stay in the processor's cache
+COARSE = 64  # bins that are kept of a tensor that feeds a weight layer
 _LEVELS = 128  # magnitudes an 8-bit integer has
 _STRIDE = 16  # thresholds tried: every 16th bin is 1 % of the range or less
 _TAIL = 5e-5  # share cut at each end by the percentile rule: 99.99 % stay inside
@@ -30,6 +31,12 @@ class Range(msgspec.Struct, frozen=True):
     percentile: tuple[float, float]
     low: tuple[float, ...] = ()  # per channel
     high: tuple[float, ...] = ()
+    histogram: tuple[int, ...] = ()  # `COARSE` bins over [-peak, peak], for people to look at
+
+    @property
+    def peak(self) -> float:
+        """The largest magnitude that was seen."""
+        return max(abs(self.minmax[0]), abs(self.minmax[1]))
 
     def by(self, rule: Calibration) -> tuple[float, float]:
         """The bounds that ``rule`` gives."""
@@ -53,6 +60,19 @@ def count(values: Array, peak: float) -> Array:
         bins = (flat[start : start + _BLOCK] * scale + np.float32(BINS / 2)).astype(np.intp)
         counts += np.bincount(np.clip(bins, 0, BINS - 1, out=bins), minlength=BINS)
     return counts
+
+
+def coarse(counts: Array) -> tuple[int, ...]:
+    """``counts`` in `COARSE` bins."""
+    return tuple(int(n) for n in counts.reshape(COARSE, -1).sum(axis=1))
+
+
+def disagreement(found: Range) -> float:
+    """How far the rules differ in width, relative to all that was seen: from 0 to 1."""
+    if not found.peak:
+        return 0.0
+    widths = [high - low for low, high in (found.by(rule) for rule in Calibration)]
+    return (max(widths) - min(widths)) / max(widths) if max(widths) else 0.0
 
 
 def percentile(counts: Array, peak: float) -> tuple[float, float]:

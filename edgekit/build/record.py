@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from edgekit.contracts.errors import GateFailedError
+from edgekit.contracts.evaluation import NodeTime
 from edgekit.contracts.verdict import Outcome, Verdict, combine
 
 RECORD_FILE = "build-record.json"
@@ -28,6 +29,48 @@ class CandidateRecord(msgspec.Struct, frozen=True, kw_only=True):
     reduced: tuple[str, ...] = ()  # layers with 7-bit weights, because 8 bits could saturate
     coverage: float | None = None  # share of the quantized layers that run in integers
     pareto: bool = False  # nothing else is at least as good in drop, latency and size
+
+    @property
+    def probed(self) -> str:
+        """The layer a probe quantized alone."""
+        return self.name.partition("~only(")[2].removesuffix(")")
+
+
+class LayerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One weight layer of the chosen variant; None is what is not known.
+
+    Errors are those of its output, relative (L2) to that in the float model: ``error`` as it is,
+    ``own_error`` when the layer gets the inputs it has in the float model.
+    """
+
+    name: str
+    op: str
+    error: float | None = None
+    own_error: float | None = None
+    us: float | None = None  # in the variant, by the engine's profiler
+    original_us: float | None = None  # the same in the float model
+
+
+class LayersRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What the chosen variant does layer by layer.
+
+    Times are means on hardware that is the target, and none elsewhere; they differ from run to run.
+    The float model is the normalised one: its layers have names.
+    """
+
+    samples: int  # of the tuning data, over which errors were summed
+    layers: tuple[LayerRecord, ...]  # in graph order
+    nodes: tuple[NodeTime, ...] = ()  # of the variant, by the engine's names, in its order
+    original_nodes: tuple[NodeTime, ...] = ()
+    unknown: tuple[str, ...] = ()  # what is missing, and why
+
+    def ranked(self) -> list[LayerRecord]:
+        """Layers that err most by themselves first; where that is not known, the slowest."""
+        return sorted(self.layers, key=lambda each: (-(each.own_error or 0.0), -(each.us or 0.0)))
+
+    def slowest(self) -> list[NodeTime]:
+        """Operators of the variant, the slowest first."""
+        return sorted(self.nodes, key=lambda each: -each.us)
 
 
 class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +116,7 @@ class VariantRecord(msgspec.Struct, frozen=True, kw_only=True):
     candidates: tuple[CandidateRecord, ...]
     search: SearchRecord
     nondeterministic: tuple[str, ...] = ()  # steps that may go another way with the same inputs
+    layers: LayersRecord | None = None
 
 
 class BuildRecord(msgspec.Struct, frozen=True, kw_only=True):

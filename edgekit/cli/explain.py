@@ -12,7 +12,9 @@ from edgekit.cli.model import JsonOption
 from edgekit.contracts import codec
 
 if TYPE_CHECKING:
-    from edgekit.build.record import CandidateRecord, VariantRecord
+    from edgekit.build.record import CandidateRecord, LayersRecord, VariantRecord
+
+_ROWS_MAX = 12  # of layers and of operators: more scroll the decision out of sight
 
 
 def explain(
@@ -58,18 +60,50 @@ def describe(variant: VariantRecord) -> str:
     if probes:
         probes.sort(key=lambda entry: (-(entry.quality_drop or 0.0), -(entry.noise or 0.0)))
         rows = [
-            [_layer(e), f"{e.quality_drop or 0.0:+.4f}", f"{e.noise or 0.0:.4f}"] for e in probes
+            [e.probed, f"{e.quality_drop or 0.0:+.4f}", f"{e.noise or 0.0:.4f}"] for e in probes
         ]
         lines += ["", output.table(["LAYER QUANTIZED ALONE", "DROP", "NOISE"], rows)]
     else:
         lines += ["", "no layer was measured alone: nothing was worth a repair, or time ran out"]
+    if variant.layers is not None:
+        lines += _layers(variant.layers)
     return "\n".join(lines)
 
 
-def _layer(entry: CandidateRecord) -> str:
-    from edgekit.build.report import probed_layer
+def _layers(found: LayersRecord) -> list[str]:
+    """Errors and times of the chosen variant's layers, and its slowest operators."""
+    columns = {
+        "OWN ERROR": [_figure(each.own_error, ".4f") for each in found.ranked()],
+        "ERROR": [_figure(each.error, ".4f") for each in found.ranked()],
+        "US BEFORE": [_figure(each.original_us, ".1f") for each in found.ranked()],
+        "US": [_figure(each.us, ".1f") for each in found.ranked()],
+    }
+    known = {name: cells for name, cells in columns.items() if set(cells) - {"-"}}
+    lines = []
+    if known:
+        heads = [[each.name, each.op] for each in found.ranked()]
+        rows = [[*head, *cells] for head, *cells in zip(heads, *known.values(), strict=True)]
+        lines += ["", *_top(["LAYER", "OPERATOR", *known], rows)]
+    if found.nodes:
+        total = sum(node.us for node in found.nodes)
+        before = sum(node.us for node in found.original_nodes)
+        rows = [
+            [each.name, each.op, f"{each.us:.1f}", f"{each.us / total:.0%}"]
+            for each in found.slowest()
+        ]
+        lines += ["", *_top(["NODE OF THE ENGINE", "OPERATOR", "US", "SHARE"], rows)]
+        lines.append(f"all nodes: {total:.0f} us a run, of the float model: {before:.0f} us")
+    return lines + [f"not known: {why}" for why in found.unknown]
 
-    return probed_layer(entry)
+
+def _top(header: list[str], rows: list[list[str]]) -> list[str]:
+    more = len(rows) - _ROWS_MAX
+    told = [f"and {more} more: --json or the report has all"] if more > 0 else []
+    return [output.table(header, rows[:_ROWS_MAX]), *told]
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _row(entry: CandidateRecord) -> list[str]:

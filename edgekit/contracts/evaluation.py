@@ -19,6 +19,14 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
 
 
+class NodeTime(msgspec.Struct, frozen=True, kw_only=True):
+    """Mean microseconds of one operator in a run, under the name that the engine has for it."""
+
+    name: str
+    op: str
+    us: float
+
+
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """Figures that were not measured are None."""
 

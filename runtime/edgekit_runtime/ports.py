@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from edgekit.contracts.evaluation import NodeTime
     from edgekit_runtime.region import Region  # which needs our `Disk`
 
 # In quotes: an agent that starts orders its first worker before it has imported numpy.
@@ -49,6 +50,17 @@ class LoadedModel(Protocol):
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once. Raises `EngineError`."""
+
+
+class Profiled(LoadedModel, Protocol):
+    """A model whose engine was asked how long each operator takes; that costs some time itself."""
+
+    def node_times(self, skip: int) -> tuple[NodeTime, ...]:
+        """Means over all runs but the first ``skip``, in the order of the graph. Ends profiling.
+
+        Raises:
+            EngineError: the engine does not say.
+        """
 
 
 class Engine(Protocol):

@@ -75,6 +75,7 @@ def warm(place):
         "calibrate",
         "quantize",
         "measure",
+        "layer-errors",
     }
     return place
 
@@ -86,10 +87,10 @@ def test_nothing_is_made_twice(warm):
 @pytest.mark.parametrize(
     ("split", "made"),
     [
-        ("calibration", {"representative", "calibrate", "quantize", "measure"}),
-        ("tuning", {"representative", "measure"}),
+        ("calibration", {"representative", "calibrate", "quantize", "measure", "layer-errors"}),
+        ("tuning", {"representative", "measure", "layer-errors"}),
         ("evaluation", {"measure"}),
-        ("golden", {"measure"}),
+        ("golden", {"measure", "layer-errors"}),  # which run with the tuning data
     ],
 )
 def test_a_changed_data_set_misses_what_depends_on_it_and_nothing_else(warm, split, made):
@@ -104,7 +105,13 @@ def test_another_version_of_a_tool_misses_everything(warm, monkeypatch):
     tools.versions.cache_clear()
     try:
         assert tools.versions()["onnxruntime"] == "0.0.1"
-        assert _made(warm, "other") == {"normalise", "calibrate", "quantize", "measure"}
+        assert _made(warm, "other") == {
+            "normalise",
+            "calibrate",
+            "quantize",
+            "measure",
+            "layer-errors",
+        }
     finally:
         monkeypatch.undo()
         tools.versions.cache_clear()
@@ -117,7 +124,7 @@ def test_changed_code_on_the_device_measures_anew(warm, monkeypatch):
 
 def test_another_processor_calibrates_and_measures_anew(warm):
     other = Host("x86_64", frozenset({"avx2", "fma", "avx512_vnni"}), "another processor")
-    assert _made(warm, "elsewhere", host=other) >= {"calibrate", "measure"}
+    assert _made(warm, "elsewhere", host=other) >= {"calibrate", "measure", "layer-errors"}
 
 
 def test_ranges_that_are_not_what_calibration_wrote_are_made_again(warm):

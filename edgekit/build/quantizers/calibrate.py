@@ -29,6 +29,7 @@ from edgekit.build import ranges as rules
 from edgekit.build.candidates import CONVOLUTIONS, WEIGHT_OPS
 from edgekit.build.quantizers.ort_static import QUANTIZABLE_OPS
 from edgekit.build.ranges import Range, Ranges
+from edgekit.build.steps.structure import layers
 from edgekit.contracts import codec
 from edgekit.contracts.contract import Contract
 from edgekit.registry import npz
@@ -69,18 +70,25 @@ def feeds(
         npz.release(arrays)
 
 
-def _session(model: onnx.ModelProto) -> ort.InferenceSession:
+def plain_session(model: onnx.ModelProto) -> ort.InferenceSession:
+    """A session that runs the graph as it is written.
+
+    Raises:
+        Exception: whatever ONNX Runtime raises.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_FATAL
     # Fusions would remove the very tensors that are to be seen.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_mem_pattern = False
+    # It grows by powers of two and gives nothing back; outputs that are kept tear holes into it.
+    options.enable_cpu_mem_arena = False
     return ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
 
 
-def _showing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+def showing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """``model`` with ``names`` for outputs."""
     shown = onnx.ModelProto()
     shown.CopyFrom(model)
@@ -100,7 +108,7 @@ def float_tensors(model: onnx.ModelProto) -> list[str]:
     found = [name for name in seen if inputs.get(name) == onnx.TensorProto.FLOAT]
     made = [name for name in seen if name not in inputs]
     if made:
-        outputs = _session(_showing(model, made)).get_outputs()
+        outputs = plain_session(showing(model, made)).get_outputs()
         found += [entry.name for entry in outputs if entry.type == "tensor(float)"]
     return found
 
@@ -113,7 +121,7 @@ class _Extremes:
 
     def __init__(self, model: onnx.ModelProto, names: Sequence[str]) -> None:
         self._names = names
-        self._graph = _showing(model, [])
+        self._graph = showing(model, [])
         self._opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         for index, name in enumerate(names):
             self._show("ReduceMin", [name], f"min_{index}", keepdims=0)
@@ -122,7 +130,7 @@ class _Extremes:
         self._channels = [name for name in _channels(model) if name in set(names)]
         for index, name in enumerate(self._channels):
             self._show_channels(index, name, _channels(model)[name])
-        self._session = _session(self._graph)
+        self._session = plain_session(self._graph)
 
     def run(self, feed: Mapping[str, Array]) -> tuple[Array, Array, dict[str, tuple[Array, Array]]]:
         """Extremes, shape (tensors, 2), sizes in elements, shape (tensors,), and by channel."""
@@ -206,7 +214,7 @@ def _count(
     """Histograms of a group of tensors; one that is always zero has none."""
     given = {value.name for value in model.graph.input}
     made = [name for name in group if name not in given]
-    session = _session(_showing(model, made)) if made else None
+    session = plain_session(showing(model, made)) if made else None
     counts = {name: np.zeros(rules.BINS, np.int64) for name in group if peaks[name] > 0}
     for feed in data:
         values = dict(zip(made, session.run(None, feed), strict=True)) if session else {}
@@ -248,12 +256,17 @@ def calibrate(model: onnx.ModelProto, arrays: Mapping[str, Array], contract: Con
     held = {name: float(size) * chunk for name, size in zip(names, sizes, strict=True)}
     bounds = {name: (float(row[0]), float(row[1])) for name, row in zip(names, table, strict=True)}
     step = math.ceil(float(sizes.sum()) * total / COUNTED_BYTES_MAX)
+    named = {layer.name for layer in layers(model)}
+    fed = {node.input[0] for node in model.graph.node if node.name in named}
     tensors: dict[str, Range] = {}
     for group in _groups(names, held):
         data = islice(feeds(arrays, contract, chunk), 0, None, step)
         counts = _count(model, group, peaks, data)
         for name in group:
-            tensors[name] = rules.bounds_of(*bounds[name], counts.get(name), channels.get(name))
+            made = rules.bounds_of(*bounds[name], counts.get(name), channels.get(name))
+            if name in fed and name in counts:
+                made = msgspec.structs.replace(made, histogram=rules.coarse(counts[name]))
+            tensors[name] = made
     return Ranges(total, tensors)
 
 

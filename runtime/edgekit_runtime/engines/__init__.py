@@ -32,16 +32,19 @@ _OPTIONS = {("onnxruntime", "graph_optimization"): ("extended", "all")}
 ENGINES = tuple(_DISTRIBUTIONS)
 
 
-def create(name: str, options: Mapping[str, str] | None = None) -> Engine:
+def create(
+    name: str, options: Mapping[str, str] | None = None, *, profile: Path | None = None
+) -> Engine:
     """The engine called ``name``; its library is imported only now.
 
     Args:
         name: as bundles call it.
         options: how it is to run models, beside its defaults (`BundleManifest.engine_options`).
+        profile: folder for what it writes about the time of operators; its models are `Profiled`.
 
     Raises:
-        UnsuitableError: this agent has no such engine, its library does not load, or an option is
-            not known to it.
+        UnsuitableError: this agent has no such engine, its library does not load, an option is
+            not known to it, or it does not tell the time of operators.
     """
     if name not in _DISTRIBUTIONS:
         raise UnsuitableError(
@@ -55,7 +58,7 @@ def create(name: str, options: Mapping[str, str] | None = None) -> Engine:
                 hint="update the agent's runtime, or build the bundle with this edgekit",
             )
     try:
-        return _create(name, options or {})
+        return _create(name, options or {}, profile)
     except ImportError as exc:
         raise UnsuitableError(
             f"engine {name}: its library cannot be loaded: {exc}",
@@ -63,19 +66,22 @@ def create(name: str, options: Mapping[str, str] | None = None) -> Engine:
         ) from exc
 
 
-def _create(name: str, options: Mapping[str, str]) -> Engine:
+def _create(name: str, options: Mapping[str, str], profile: Path | None) -> Engine:
     # Imported here, because each is heavy and most devices have one of them.
     if name == "openvino":
         from edgekit_runtime.engines.openvino_engine import OpenVinoEngine  # noqa: PLC0415
 
-        return OpenVinoEngine(_cache(name))
+        return OpenVinoEngine(_cache(name), profiled=profile is not None)
     if name == "tensorrt":
+        if profile is not None:
+            raise UnsuitableError(f"engine {name} is not asked for the time of operators")
         from edgekit_runtime.engines.tensorrt_engine import TensorRtEngine  # noqa: PLC0415
 
         return TensorRtEngine(_cache(name))
     from edgekit_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine  # noqa: PLC0415
 
-    return OnnxRuntimeEngine(level=options.get("graph_optimization", "extended"))
+    level = options.get("graph_optimization", "extended")
+    return OnnxRuntimeEngine(level=level, profile=profile)
 
 
 def _cache(name: str) -> Path | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnxruntime as ort
 
 from edgekit.contracts.errors import BadInputError, translate_os_errors
-from edgekit_runtime.engines import WORKSPACE_BYTES_MAX
+from edgekit.contracts.evaluation import NodeTime
+from edgekit_runtime.engines import WORKSPACE_BYTES_MAX, times
 from edgekit_runtime.engines.text import first_line
 from edgekit_runtime.errors import EngineError, UnsuitableError
 from edgekit_runtime.ports import Array, LoadedModel
@@ -20,6 +23,7 @@ _LEVELS = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+_RUN, _KERNEL = "model_run", "_kernel_time"  # events of its profiler
 _LOG_FATAL = 4  # errors reach the caller as exceptions; the engine's own log would say them twice
 
 
@@ -29,11 +33,17 @@ class OnnxRuntimeEngine:
     name = "onnxruntime"
 
     def __init__(
-        self, provider: str = _CPU, *, level: str = "extended", cache: Path | None = None
+        self,
+        provider: str = _CPU,
+        *,
+        level: str = "extended",
+        cache: Path | None = None,
+        profile: Path | None = None,
     ) -> None:
         """On ``provider``; ``level`` of graph optimization: ``extended`` or ``all``.
 
         The TensorRT provider keeps its engines in ``cache``; without it, it builds them each time.
+        With a folder ``profile`` models tell the time of their operators, and write it there.
 
         Level "all" adds layout changes that depend on the machine, so that outputs are a little
         off those of another: bundles that were measured with it ask for it.
@@ -43,6 +53,7 @@ class OnnxRuntimeEngine:
         self._provider = provider
         self._level = _LEVELS[level]
         self._cache = cache
+        self._profile = profile
         self.version: str = ort.__version__
         ort.disable_telemetry_events()
         ort.set_default_logger_severity(_LOG_FATAL)
@@ -63,6 +74,9 @@ class OnnxRuntimeEngine:
         options.log_severity_level = _LOG_FATAL
         # Spinning threads burn a small device's only cores between two inferences.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if self._profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(self._profile / "onnxruntime")
         providers = self._providers()
         try:
             session = ort.InferenceSession(str(path), options, providers=providers)
@@ -92,6 +106,20 @@ class OnnxRuntimeEngine:
         return [(_TENSORRT, options), _CUDA, _CPU]
 
 
+class _Args(msgspec.Struct):
+    op_name: str = ""
+
+
+class _Event(msgspec.Struct):
+    """Of a profile, in the trace format of Chromium: microseconds, whole ones."""
+
+    name: str
+    cat: str = ""
+    ts: int = 0
+    dur: int = 0
+    args: _Args = msgspec.field(default_factory=_Args)
+
+
 class _OnnxModel:
     def __init__(self, session: Any) -> None:
         self.session = session
@@ -112,3 +140,21 @@ class _OnnxModel:
         except Exception as exc:  # see load: no common base class
             raise EngineError(f"onnxruntime: {first_line(exc)}") from exc
         return dict(zip(self.output_names, values, strict=True))
+
+    def node_times(self, skip: int) -> tuple[NodeTime, ...]:
+        """See `edgekit_runtime.ports.Profiled`."""
+        path = Path(self.session.end_profiling())
+        try:
+            events = msgspec.json.decode(path.read_bytes(), type=list[_Event])
+        except (OSError, ValueError) as exc:  # msgspec's errors are ValueErrors
+            raise EngineError(f"onnxruntime: no profile of the model: {first_line(exc)}") from exc
+        begins = sorted(event.ts for event in events if event.name == _RUN)
+        if len(begins) <= skip:
+            raise EngineError(f"onnxruntime: its profile holds no run beyond the first {skip}")
+        runs: list[dict[tuple[str, str], float]] = [{} for _ in begins]
+        for event in events:
+            if event.cat == "Node" and event.name.endswith(_KERNEL):
+                run = runs[bisect_right(begins, event.ts) - 1]
+                key = (event.name.removesuffix(_KERNEL), event.args.op_name)
+                run[key] = run.get(key, 0.0) + event.dur  # what loops repeat counts each time
+        return times.means(runs[skip:])

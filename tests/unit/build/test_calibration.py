@@ -91,6 +91,25 @@ def test_of_large_activations_fewer_samples_are_counted_and_extremes_stay_exact(
         assert parts.tensors[name].percentile == pytest.approx(found.percentile, rel=0.2, abs=0.3)
 
 
+def test_inputs_of_weight_layers_keep_a_coarse_histogram():
+    x, _ = graphs.waves(50)
+    found = ranges_of(graphs.convolution(channels=8), x).tensors
+    assert {name for name, each in found.items() if each.histogram} == {"image", "r", "f"}
+    for name, values in (("image", 50 * 16), ("r", 50 * 8 * 16), ("f", 50 * 8)):
+        assert len(found[name].histogram) == ranges.COARSE
+        assert sum(found[name].histogram) == values
+    assert sum(found["r"].histogram[: ranges.COARSE // 2]) == 0  # nothing is below zero
+    assert found["image"].histogram[0] or found["image"].histogram[-1]  # one end is the peak
+
+
+def test_rules_that_agree_differ_by_nothing():
+    agree = ranges.Range((-1.0, 1.0), (-1.0, 1.0), (-1.0, 1.0))
+    apart = ranges.Range((-1.0, 1.0), (-0.25, 0.25), (-1.0, 1.0))
+    assert ranges.disagreement(agree) == 0.0
+    assert ranges.disagreement(apart) == 0.75
+    assert ranges.disagreement(ranges.Range((0.0, 0.0), (0.0, 0.0), (0.0, 0.0))) == 0.0
+
+
 def test_small_groups_of_tensors_give_the_same_ranges(monkeypatch):
     x, _ = graphs.waves(50)
     whole = ranges_of(graphs.convolution(), x)

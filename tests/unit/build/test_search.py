@@ -112,6 +112,11 @@ def test_other_quantizers_are_tried_before_anything_is_repaired():
     model = Model({"layer3": 0.5})
     for candidate in candidates_for(TARGET, STRUCTURE):
         model.measure(candidate)
+    rules = search.next_candidates(model.known(), STRUCTURE, others)  # whose ranges are known
+    assert len(rules) == 6
+    assert {each.calibration for each in rules} == {Calibration.ENTROPY, Calibration.PERCENTILE}
+    for candidate in rules:
+        model.measure(candidate)
     assert search.next_candidates(model.known(), STRUCTURE, others) == others
     for candidate in others:
         model.measure(candidate)
