@@ -13,7 +13,6 @@ from buildkit.quantizing import quantize, static
 
 from edgekit.build import emulate, gates, target
 from edgekit.build.cache import Cache
-from edgekit.build.final import subject_of
 from edgekit.build.host import Host
 from edgekit.build.judge import compare
 from edgekit.build.measure import Measurer, neutral
@@ -71,9 +70,9 @@ def test_the_emulated_gate_catches_what_the_build_host_does_not_see(model, place
 
     def drop(artifact, emulator):
         name, size = digest.of_file(artifact)
-        subject = subject_of(PROFILE, Artifact(artifact, name, size))
+        subject = measurer.subject(PROFILE, Artifact(artifact, name, size))
         run = measurer.measure(subject, study.evaluation, emulator=emulator)
-        original = subject_of(PROFILE, study.original)
+        original = measurer.subject(PROFILE, study.original)
         before = measurer.measure(original, study.evaluation)
         n = study.evaluation_n
         labels = study.evaluation_labels

@@ -1,7 +1,6 @@
 """A real build looks into what it chose: which layer is to blame, and where the time goes."""
 
 import sys
-import time
 
 import onnx
 import pytest
@@ -98,10 +97,8 @@ def test_record_report_and_explanation_have_it(built, place):
 
 
 def test_a_warm_rebuild_only_looks_up(built, registry, planted, place, monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    begun = time.monotonic()
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")  # nothing can be started
     assert run(registry, planted, place, "again") == built
-    assert time.monotonic() - begun < 5.0  # a second where nothing else runs
 
 
 def test_openvino_times_its_own_form(place, planted):
@@ -109,17 +106,15 @@ def test_openvino_times_its_own_form(place, planted):
     model, ir = place / "m.onnx", place / "m.xml"
     found = openvino_ir.read(onnx.load(model), place)
     openvino_ir.save(found, ir, half=False)
+    weights = ir.with_suffix(".bin")
+    digests = tuple(digest.of_file(path)[0] for path in (ir, weights))
+    artifacts = {
+        "openvino": Artifact(ir, digests[0], 0, weights=weights, digests=digests),
+        "onnxruntime": Artifact(model, digest.of_file(model)[0], 0),
+    }
     subjects = [
-        measure.Subject(
-            tuple(Artifact(path, "sha256:0", 0, weights=weights).contents()),
-            digest.of_file(path)[0],
-            engine,
-            ">=1.0",
-        )
-        for path, weights, engine in (
-            (ir, ir.with_suffix(".bin"), "openvino"),
-            (model, None, "onnxruntime"),
-        )
+        measure.Subject(tuple(artifact.contents()), artifact.digest, engine, ">=1.0")
+        for engine, artifact in artifacts.items()
     ]
     npz.write(place / "x.npz", {"x": graphs.waves(16)[0]})
     measurer = measure.Measurer(

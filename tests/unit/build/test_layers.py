@@ -161,6 +161,9 @@ def test_times_belong_to_the_layer_of_that_name_and_no_other():
 class Unmeasured:
     """Whoever asks for a process has not understood that nothing can be known."""
 
+    def is_real(self, _target):
+        return False
+
     def __getattr__(self, name):
         raise AssertionError(name)
 
