@@ -7,7 +7,6 @@ imports the rest of itself, so that both go on at once.
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import sys
 from pathlib import Path
@@ -16,7 +15,6 @@ from edgekit_runtime import ahead
 from edgekit_runtime import config as configuration
 from edgekit_runtime.disk import PosixDisk
 from edgekit_runtime.lock import StateLock
-from edgekit_runtime.ringlog import RingLog
 from edgekit_runtime.supervisor.rules import EXIT_SWITCH
 
 
@@ -27,14 +25,18 @@ def run(path: Path) -> int:
         EdgekitError: the configuration, the state folder or a socket cannot be used.
     """
     loaded = configuration.load(path, os.environ)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format=f"%(asctime)s %(levelname).1s {loaded.device.id} %(name)s: %(message)s",
-    )
     hosting = ahead.host(loaded, PosixDisk())
     try:
-        from edgekit_runtime import server, wiring  # noqa: PLC0415 - while the worker loads
+        # While the worker loads.
+        import logging  # noqa: PLC0415
+
+        logging.basicConfig(
+            stream=sys.stderr,
+            level=logging.INFO,
+            format=f"%(asctime)s %(levelname).1s {loaded.device.id} %(name)s: %(message)s",
+        )
+        from edgekit_runtime import server, wiring  # noqa: PLC0415
+        from edgekit_runtime.ringlog import RingLog  # noqa: PLC0415
 
         wiring.detect_profile(loaded)  # a wrong configuration fails before anything is touched
         state = loaded.device.state_dir

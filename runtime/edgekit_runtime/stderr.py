@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 import re
 import threading
@@ -21,9 +20,9 @@ PERIOD_S = 10.0
 LINE_BYTES_MAX = 2000
 RECENT_S = 5.0  # what was said before has nothing to do with the end
 FATAL = "Fatal Python error: "  # faulthandler's first line; its last ones list modules
-_LEVELS = {"D": logging.DEBUG, "I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR}
+_DEBUG, _INFO, _WARNING, _ERROR, _CRITICAL = 10, 20, 30, 40, 50  # as `logging` counts
+_LEVELS = {"D": _DEBUG, "I": _INFO, "W": _WARNING, "E": _ERROR}
 _LOGGED = re.compile(r"([DIWEC]) worker: (.*)")
-log = logging.getLogger("edgekit_runtime.worker")
 
 
 class Lossy(io.TextIOBase):
@@ -112,8 +111,8 @@ class Said:
             return
         self._lines += 1
         found = _LOGGED.fullmatch(text)
-        level = _LEVELS.get(found[1], logging.CRITICAL) if found else logging.WARNING
-        log.log(level, "%s: %s", self.tag, found[2] if found else text)
+        level = _LEVELS.get(found[1], _CRITICAL) if found else _WARNING
+        _log(level, f"{self.tag}: {found[2] if found else text}")
 
     def _turn(self) -> None:
         now = monotonic()
@@ -123,5 +122,11 @@ class Said:
 
     def _tell_dropped(self) -> None:
         if self._dropped:
-            log.warning("%s: %d more lines were dropped", self.tag, self._dropped)
+            _log(_WARNING, f"{self.tag}: {self._dropped} more lines were dropped")
             self._dropped = 0
+
+
+def _log(level: int, text: str) -> None:
+    import logging  # noqa: PLC0415 - 4 ms of a start, and a worker that starts says nothing
+
+    logging.getLogger("edgekit_runtime.worker").log(level, "%s", text)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import faulthandler
 import gc
-import logging
 import os
 import resource
 import select
@@ -97,6 +96,9 @@ def _load(order: wire.Order, opened: Bundle | None) -> Predictor:
 
 def _import_holder() -> None:
     """While the engine makes its session, which does not need the interpreter."""
+    import logging  # noqa: PLC0415
+
+    logging.basicConfig(stream=sys.stderr, format="%(levelname).1s worker: %(message)s", force=True)
     from edgekit_runtime import holder  # noqa: PLC0415
 
     holder.prepare()
@@ -162,7 +164,6 @@ def main(where: str, opened: Bundle | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.stderr = Lossy()
     faulthandler.enable()
-    logging.basicConfig(stream=sys.stderr, format="%(levelname).1s worker: %(message)s", force=True)
     np.seterr(all="ignore")  # what overflows becomes infinite, and the guard says so
     sock = launch.channel(where)
     threading.Thread(target=_end_with_agent, args=(sock,), daemon=True).start()

@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from time import monotonic, sleep
 from typing import NamedTuple, NoReturn
@@ -178,6 +177,8 @@ def _become(main: Callable[[int], NoReturn], ends: _Ends) -> NoReturn:
         os.dup2(ends.says, _STDERR)
         main(ends.theirs)
     except BaseException:  # noqa: BLE001 - nothing may run on into the agent's own code
+        import traceback  # noqa: PLC0415 - seldom needed, and not while a device starts
+
         traceback.print_exc()
     finally:
         os._exit(1)
