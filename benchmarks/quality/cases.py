@@ -63,7 +63,7 @@ def file_type(shop: Workshop) -> Case:
             row[-len(end) :] = np.frombuffer(end, np.uint8)
         x.append(row)
         y.append(labels[label])
-    kept, held = cut({"bytes": np.stack(x), "labels": np.asarray(y, np.int64)}, 600)
+    kept, held = cut({"bytes": np.stack(x), "labels": np.asarray(y, np.int64)}, 1200)
     return Case("file type (magika)", path, {"data": kept}, held, 0.01)
 
 
@@ -76,7 +76,7 @@ _EXTENSIONS = {
     "tcl": "tcl", "toml": "toml", "ts": "typescript", "ttf": "ttf", "wav": "wav", "whl": "zip",
     "woff": "woff", "woff2": "woff2", "xml": "xml", "yaml": "yaml", "yml": "yaml", "zip": "zip",
 }  # fmt: skip
-_PER_LABEL = 110
+_PER_LABEL = 200
 
 
 def _files() -> list[tuple[bytes, str]]:
