@@ -150,7 +150,7 @@ class Processes:
 
 
 def _peak_bytes() -> int:
-    """Of the largest child that has ended."""
+    """Of the largest child that has ended; no less than what this process has resident itself."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 

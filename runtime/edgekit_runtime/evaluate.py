@@ -21,7 +21,15 @@ from edgekit.contracts.errors import BadInputError, translate_os_errors
 from edgekit.contracts.evaluation import Evaluation, Latency
 from edgekit.contracts.oci import LayoutReader
 from edgekit.stats.metrics import LABELS, METRICS
-from edgekit_runtime import bundles, console, contract_facts, golden, machine_facts, predictor
+from edgekit_runtime import (
+    bundles,
+    console,
+    contract_facts,
+    golden,
+    machine_facts,
+    predictor,
+    process_facts,
+)
 from edgekit_runtime.ports import Array
 from edgekit_runtime.predictor import Predictor
 
@@ -100,6 +108,8 @@ def _latency(model: Predictor, data: Mapping[str, Array], runs: int, threads: in
 
 
 def _rss_peak_bytes() -> int:
+    if (found := process_facts.peak_bytes()) is not None:
+        return found
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
 

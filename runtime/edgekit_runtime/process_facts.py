@@ -43,9 +43,21 @@ def _called(pid: int) -> str:
 
 def data_bytes() -> int | None:
     """Private writable memory of this process: what RLIMIT_DATA counts."""
+    return _status_bytes("VmData")
+
+
+def peak_bytes() -> int | None:
+    """The most memory that was resident in this program.
+
+    `getrusage` knows it too, but begins with what the process that started this one had resident.
+    """
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(field: str) -> int | None:
     try:
         text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        line = next(line for line in text.splitlines() if line.startswith("VmData:"))
+        line = next(line for line in text.splitlines() if line.startswith(f"{field}:"))
         return int(line.split()[1]) * 1024
     except (OSError, ValueError, IndexError, StopIteration):
         return None

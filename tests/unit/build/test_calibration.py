@@ -165,10 +165,11 @@ def test_a_tensor_that_is_always_zero_has_a_range():
 
 
 PEAK = """
-import json, resource, sys
+import json, sys
 from edgekit.build.quantizers import calibrate
+from edgekit_runtime import process_facts
 calibrate.main(sys.argv[1])
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+print(json.dumps(process_facts.peak_bytes() // 1024))
 """
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from edgekit_runtime import readings
@@ -104,3 +107,14 @@ def test_throttling_is_looked_at_once_a_second(tmp_path):
     assert look() is None
     clock.now += 1.0
     assert look() is True
+
+
+def test_the_peak_of_a_process_is_its_own():
+    """What started it may have been larger: that is not what a model takes."""
+    code = (
+        "import subprocess, sys; held = bytearray(400 << 20)\n"
+        "ask = 'from edgekit_runtime import process_facts; print(process_facts.peak_bytes())'\n"
+        "print(subprocess.run([sys.executable, '-c', ask], capture_output=True, text=True).stdout)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 1 << 20 < int(done.stdout) < 200 << 20
