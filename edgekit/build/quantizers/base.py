@@ -10,6 +10,17 @@ from edgekit.build.candidates import Candidate
 from edgekit.build.ranges import Ranges
 from edgekit.build.steps.structure import structure_of
 
+# What ONNX Runtime's static quantizer knows. Written out, because importing that quantizer takes
+# 14 MB, and calibration has to know the operators while it keeps to the memory of an inference.
+QUANTIZABLE_OPS = frozenset(
+    """
+    Add ArgMax AveragePool BatchNormalization Clip Concat Conv ConvTranspose CumSum
+    EmbedLayerNormalization Flatten Gather GatherElements Gemm GlobalAveragePool
+    InstanceNormalization LayerNormalization LeakyRelu MatMul MaxPool Mul Pad Relu Reshape
+    Resize Sigmoid Slice Softmax Split Squeeze TopK Transpose Unsqueeze Where
+    """.split()  # noqa: SIM905 - thirty-four quoted words are no easier to read
+)
+
 
 class NothingToQuantizeError(Exception):
     """The graph has no operator this candidate is about."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -27,7 +28,7 @@ from onnx import helper, numpy_helper
 from edgekit import preprocess
 from edgekit.build import ranges as rules
 from edgekit.build.candidates import CONVOLUTIONS, WEIGHT_OPS
-from edgekit.build.quantizers.ort_static import QUANTIZABLE_OPS
+from edgekit.build.quantizers.base import QUANTIZABLE_OPS
 from edgekit.build.ranges import Range, Ranges
 from edgekit.build.steps.structure import layers
 from edgekit.contracts import codec
@@ -35,6 +36,7 @@ from edgekit.contracts.contract import Contract
 from edgekit.registry import npz
 
 GROUP_BYTES_MAX = 64 << 20  # activations held at once: too low means many passes over the data
+_GROUP_SHARE = 0.15  # of what is resident after the first sample: a small model stays small
 COUNTED_BYTES_MAX = 8 << 30  # activations counted in all: about 2 s per GB
 CHUNK_MAX = 16  # samples per run: fewer is slow on small models, more costs memory
 _LOG_FATAL = 4
@@ -192,11 +194,21 @@ def _channels(model: onnx.ModelProto) -> dict[str, _Channels]:
     return found
 
 
-def _groups(names: Sequence[str], sizes: Mapping[str, float]) -> Iterator[list[str]]:
+def _resident_bytes() -> float:
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return math.inf  # another system: the bound alone counts
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _groups(
+    names: Sequence[str], sizes: Mapping[str, float], bytes_max: float
+) -> Iterator[list[str]]:
     group: list[str] = []
     held = 0.0
     for name in names:
-        if group and held + sizes[name] > GROUP_BYTES_MAX:
+        if group and held + sizes[name] > bytes_max:
             yield group
             group, held = [], 0.0
         group.append(name)
@@ -239,7 +251,8 @@ def calibrate(model: onnx.ModelProto, arrays: Mapping[str, Array], contract: Con
     first = next(feeds(arrays, contract, 1))
     sizes = 4.0 * extremes.run(first)[1] / len(first[contract.inputs[0].name])
     # As many samples as fit together with *all* their tensors: more would multiply the passes.
-    chunk = int(np.clip(GROUP_BYTES_MAX // max(1.0, float(sizes.sum())), 1, CHUNK_MAX))
+    group_bytes = min(GROUP_BYTES_MAX, _GROUP_SHARE * _resident_bytes())
+    chunk = int(np.clip(group_bytes // max(1.0, float(sizes.sum())), 1, CHUNK_MAX))
     table = np.asarray([[np.inf, -np.inf]] * len(names))
     channels: dict[str, tuple[Array, Array]] = {}
     for feed in feeds(arrays, contract, chunk):
@@ -259,7 +272,7 @@ def calibrate(model: onnx.ModelProto, arrays: Mapping[str, Array], contract: Con
     named = {layer.name for layer in layers(model)}
     fed = {node.input[0] for node in model.graph.node if node.name in named}
     tensors: dict[str, Range] = {}
-    for group in _groups(names, held):
+    for group in _groups(names, held, group_bytes):
         data = islice(feeds(arrays, contract, chunk), 0, None, step)
         counts = _count(model, group, peaks, data)
         for name in group:

@@ -21,11 +21,11 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from edgekit.build import saturation
 from edgekit.build.candidates import WEIGHT_OPS, Candidate, Ops, Reduce
-from edgekit.build.quantizers.base import channel_axis, chosen_layers
+from edgekit.build.quantizers.base import QUANTIZABLE_OPS, channel_axis, chosen_layers
 from edgekit.build.ranges import Ranges
 from edgekit.build.target import Activations
 
-QUANTIZABLE_OPS = frozenset({*QDQRegistry, *QLinearOpsRegistry})
+REGISTERED_OPS = frozenset({*QDQRegistry, *QLinearOpsRegistry})
 
 
 class Static:
@@ -73,7 +73,7 @@ def _quantize(
         _tensors(ranges, candidate),
         [] if everything else nodes,
         list(candidate.floats),
-        sorted(QUANTIZABLE_OPS) if everything else sorted(WEIGHT_OPS),
+        sorted(QUANTIZABLE_OPS & REGISTERED_OPS) if everything else sorted(WEIGHT_OPS),
         options,
     )
     made: onnx.ModelProto = quantizer.quantize_model()

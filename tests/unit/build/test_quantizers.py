@@ -10,7 +10,7 @@ from buildkit.quantizing import contract_of, kinds, normalised, quantize, run, s
 from onnx import numpy_helper
 
 from edgekit.build.candidates import Calibration, Candidate, Ops, Scheme
-from edgekit.build.quantizers import worker
+from edgekit.build.quantizers import base, ort_static, worker
 from edgekit.build.quantizers.base import NothingToQuantizeError
 from edgekit.build.target import Activations
 from edgekit.contracts import codec
@@ -41,6 +41,10 @@ def test_every_quantizer_gets_past_every_trap_and_keeps_the_answers(tmp_path, tr
     quantized = run(made, x)
     assert np.mean(quantized.argmax(1) == run(model, x).argmax(1)) > 0.97
     assert np.mean(quantized.argmax(1) == labels) > 0.9
+
+
+def test_the_operators_are_those_of_this_onnx_runtime():
+    assert base.QUANTIZABLE_OPS == ort_static.REGISTERED_OPS
 
 
 def test_a_worker_whose_time_is_over_ends_behind_the_job_in_hand(tmp_path, capsys):
