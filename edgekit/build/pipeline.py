@@ -100,9 +100,9 @@ def build(
         writer: writes bundles, e.g. `edgekit.package.bundle.OciBundleWriter`.
         cache: step cache; the default folder when None.
         host: facts of this machine; detected when None.
-        time_budget_s: for the search, shared among the targets; the original and one other
-            candidate are measured in any case, and the step in hand is completed. A search that ran
-            out of time goes on where it was in the next build.
+        time_budget_s: for the search, shared among the targets; full precision by each engine and
+            one quantized candidate are measured in any case, and the step in hand is completed. A
+            search that ran out of time goes on where it was in the next build.
         memory_bytes: that its processes may take together; None: most of what is free now. A step
             that needs more is dropped and said, and so many run side by side as fit.
         fold_preprocessing: let the graphs of the variants do what the contract declares to be done
