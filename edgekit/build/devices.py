@@ -10,9 +10,10 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import signal
 import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -29,6 +30,7 @@ _SCRIPT = (
     " && {command} > out/stdout; s=$?; tar -cf - out; exit $s"
 )
 _OUT = "out/"
+_SIGNALLED = 128  # a shell adds it to the number of the signal that ended a program
 _PROBE = """
 import json
 from importlib import metadata
@@ -96,7 +98,17 @@ class Device:
         line = _SCRIPT.format(command=f"{self.python} {shlex.join(arguments)}")
         done = processes.run([*self.command, line], stdin=sent, bounded=False)
         sent.unlink()
+        if _SIGNALLED < done.returncode < _SIGNALLED + signal.NSIG:  # as shells tell it
+            done = replace(done, returncode=_SIGNALLED - done.returncode)
         return done, _received(done.stdout)
+
+    def incomplete(self, done: Done) -> UnavailableError:
+        """The error for an answer that lacks a file although all went well there."""
+        return UnavailableError(
+            f"something else came back than the answer: {done.stdout[:60]!r}",
+            hint="its shell must not greet, nor write anything else by itself, and its disk must "
+            "have room for the outputs",
+        )
 
 
 def _received(raw: bytes) -> dict[str, bytes]:
@@ -123,10 +135,10 @@ def parse(text: str, python: str) -> tuple[str, Device]:
     try:
         command = tuple(shlex.split(rest))
     except ValueError as exc:
-        raise UsageError(f"--device {text}: {exc}", hint="--device 'rpi5=ssh pi@kitchen'") from exc
+        raise UsageError(f"--device {text}: {exc}", hint="--device 'rpi5=ssh pi@attic'") from exc
     if not (name and equals and command):
         raise UsageError(
-            f"--device {text}: is not TARGET=COMMAND", hint="--device 'rpi5=ssh pi@kitchen'"
+            f"--device {text}: is not TARGET=COMMAND", hint="--device 'rpi5=ssh pi@attic'"
         )
     return name, Device(command, python)
 
@@ -140,10 +152,7 @@ def reach(device: Device, target: TargetProfile, processes: Processes, work: Pat
     what = f"device of {target.name}"
     done, files = device.run(processes, ["-c", _PROBE], {}, work)
     if done.returncode == 0 and "stdout" not in files:
-        raise UnavailableError(
-            f"{what}: something else came back than the answer: {done.stdout[:60]!r}",
-            hint="its shell must not greet, nor write anything else by itself",
-        )
+        raise device.incomplete(done)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise UnavailableError(f"{what}: {last}", hint=device.mend)

@@ -219,7 +219,7 @@ class Measurer:
             device = subjects[0].device
             if device is not None:
                 files = {_LAYOUT: layout, _DATA: data}
-                raw, error, _ = self._remote(device, arguments, files, scratch)
+                raw, error, _ = self._remote(device, arguments, files, scratch, wanted={"stdout"})
             else:
                 places = {_LAYOUT: str(layout), _DATA: str(data)}
                 here = [places.get(word, word) for word in arguments]
@@ -289,7 +289,11 @@ class Measurer:
                 arguments += ["--outputs", f"out/{_OUTPUTS}"]
                 files = {_LAYOUT: layout, _DATA: data}
                 raw, error, got = self._remote(
-                    subject.device, [_EVALUATE, *arguments], files, scratch
+                    subject.device,
+                    [_EVALUATE, *arguments],
+                    files,
+                    scratch,
+                    wanted={"stdout", _OUTPUTS},
                 )
                 if raw is not None:
                     (folder / _OUTPUTS).write_bytes(got[_OUTPUTS])
@@ -329,12 +333,20 @@ class Measurer:
         return _outcome(done, done.stdout, emulator.mend if emulator else _MEND)
 
     def _remote(
-        self, device: Device, arguments: list[str], files: Mapping[str, Path], work: Path
+        self,
+        device: Device,
+        arguments: list[str],
+        files: Mapping[str, Path],
+        work: Path,
+        *,
+        wanted: set[str],
     ) -> tuple[bytes | None, str | None, dict[str, bytes]]:
         """As `_evaluate` on a device, and the files that came back."""
         done, got = device.run(self.processes, ["-m", *arguments], files, work)
         if done.starved:
             raise CandidateMemoryError("measuring: it needs more memory than the device has")
+        if done.returncode == 0 and wanted - set(got):
+            raise device.incomplete(done)
         return *_outcome(done, got.get("stdout", b""), device.mend), got
 
 

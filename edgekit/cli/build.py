@@ -80,7 +80,7 @@ def build(
             "--device",
             metavar="TARGET=COMMAND",
             help="Measure that target on a device: its shell runs what is appended to COMMAND, "
-            "e.g. 'rpi5=ssh pi@kitchen'. May be repeated.",
+            "e.g. 'rpi5=ssh pi@attic'. May be repeated.",
         ),
     ] = None,
     device_python: Annotated[

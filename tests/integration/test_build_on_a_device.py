@@ -9,8 +9,10 @@ from edgekit.build import devices, target
 from edgekit.build.cache import Cache
 from edgekit.build.devices import Device
 from edgekit.build.host import Host, detect
+from edgekit.build.measure import CandidateError, Measurer, neutral
 from edgekit.build.pipeline import build
 from edgekit.build.processes import Processes
+from edgekit.build.study import prepare
 from edgekit.contracts.errors import UnavailableError, UsageError
 from edgekit.contracts.verdict import Outcome
 from edgekit.package.bundle import OciBundleWriter
@@ -89,6 +91,38 @@ def test_a_device_that_cannot_measure_ends_the_build_at_once(model, tmp_path, de
         _build(model, tmp_path, device)
     assert hint in caught.value.hint
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def measured(model, tmp_path):
+    """Measures the original on a device that answers the probe and then does as ``last`` says."""
+
+    def measure(last):
+        registry, version = model
+        cache = Cache(tmp_path / "cache")
+        study = prepare(registry, version, cache, tmp_path)
+        there = Device(("sh", "-c", last), sys.executable)
+        contract = neutral(version.contract)
+        devices_ = {TARGET.name: there}
+        measurer = Measurer(cache, OciBundleWriter(), HOST, contract, devices=devices_)
+        return measurer.measure(measurer.subject(TARGET, study.original), study.tuning)
+
+    return measure
+
+
+@pytest.mark.parametrize(
+    ("signal", "said"),
+    [("SEGV", "crashed with signal 11"), ("KILL", "more memory than the device")],
+)
+def test_an_engine_that_crashes_there_costs_the_candidate_and_not_the_build(measured, signal, said):
+    with pytest.raises(CandidateError, match=said):
+        measured(f"cat > /dev/null; sh -c 'kill -{signal} $$'; exit $?")
+
+
+def test_an_answer_that_is_cut_off_is_no_answer(measured):
+    with pytest.raises(UnavailableError, match="something else came back") as caught:
+        measured('eval "$0" | head -c 2000')
+    assert "must have room" in caught.value.hint
 
 
 def test_another_kind_of_device_is_refused(tmp_path):
