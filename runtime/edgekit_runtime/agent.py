@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edgekit import __version__
 from edgekit.contracts import codec, composition, topics
 from edgekit.contracts import digest as digests
 from edgekit.contracts.errors import EdgekitError
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 TICK_S = 0.1  # longest wait of the control thread: bounds how late a timer can be
 MAINTAIN_S = 1.0  # acknowledgements are persisted this often; a lost one is only sent again
 INBOX_MAX = 1024  # messages waiting for the control thread; the manager repeats what is dropped
+SETTLE_S_MAX = 5.0  # after the start: then there is telemetry, whether anything serves or not
 TROUBLE_S = 5.0  # between attempts after the disk refused
 WINDOW_S_MIN = 0.2
 log = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ class Parts(msgspec.Struct, frozen=True):
     updater: RuntimeUpdater
     uplink: Uplink
     verifier: Verifier
-    profile: DeviceProfile
+    profile: Callable[[], DeviceProfile]  # takes a while the first time
     readings: Readings
     wake: threading.Event
     pipelines: Keeper | None = None
@@ -87,6 +89,7 @@ class Agent:
         now = parts.clock.monotonic()
         self._drain_at = now + parts.deployer.record.config.window_s
         self._maintain_at = now
+        self._settled, self._settle_at = False, now + SETTLE_S_MAX
         self._refused: str = ""
         self.failure: Exception | None = None
         self.stepped_at = now  # monotonic seconds of the control thread's newest round
@@ -97,7 +100,6 @@ class Agent:
     def start(self) -> None:
         """Begin working; returns at once."""
         self._thread.start()
-        self._parts.link.start()
 
     def stop(self) -> None:
         """Stop in order: drain the counters, mark the record clean, say goodbye."""
@@ -155,7 +157,7 @@ class Agent:
         self._emit(
             DeviceEvent(
                 kind="start",
-                detail=f"agent {parts.profile.agent_version}, boot {parts.spool.cursor.boot}",
+                detail=f"agent {__version__}, boot {parts.spool.cursor.boot}",
                 at=parts.clock.wall(),
             )
         )
@@ -179,6 +181,8 @@ class Agent:
             self._drain_at = now + window_s
             parts.counting.drain()
             parts.deployer.checkpoint()
+        if not self._settled and not self._settle(now):
+            return
         parts.uplink.pump()
         if now >= self._maintain_at:
             self._maintain_at = now + MAINTAIN_S
@@ -197,6 +201,17 @@ class Agent:
         if (self._report_due or overdue) and self._report():
             self._report_due = False
             self._reported_at = now
+
+    def _settle(self, now: float) -> bool:
+        """Whether what was active is served again, or takes too long: the rest begins only then.
+
+        Whoever needs an answer comes before whoever wants to know about it. The connection alone
+        imports as much as a worker does.
+        """
+        if self._healthy() or now >= self._settle_at:
+            self._settled = True
+            self._parts.link.start()
+        return False  # not in this round: somebody may be waiting for the first answer
 
     @property
     def switching(self) -> bool:
@@ -252,11 +267,13 @@ class Agent:
 
     def _report(self) -> bool:
         parts = self._parts
+        if not parts.link.connected:
+            return False
         record, cursor = parts.deployer.record, parts.spool.cursor
         document = Reported(
             gen_observed=record.gen,
             desired_digest=record.desired_digest,
-            profile=parts.profile,
+            profile=parts.profile(),
             boot=cursor.boot,
             epoch=cursor.epoch,
             models=parts.deployer.reports(),

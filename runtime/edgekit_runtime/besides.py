@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import msgspec
 
@@ -33,8 +32,7 @@ LATENCIES_MAX = 512  # of the newest answers, for the p99
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class _Standing:
+class _Standing(msgspec.Struct):
     counter: ShadowCounter
     companion: Companion
     share: float  # when nothing is suspended

@@ -7,8 +7,9 @@ wanted bundle's own manifest gives, and a patch that yields more than announced 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from edgekit.contracts import codec, delta, oci, zstd
 from edgekit.contracts import digest as digests
@@ -19,11 +20,10 @@ from edgekit.contracts.oci import Descriptor, Index, Manifest
 from edgekit_runtime.ports import Disk, Fetcher, Verifier
 
 
-@dataclass
-class Found:
+class Found(msgspec.Struct):
     """What there is for one download; ``reason`` says why there is nothing."""
 
-    patches: dict[str, Patch] = field(default_factory=dict)  # by the digest of the result
+    patches: dict[str, Patch] = msgspec.field(default_factory=dict)  # by the digest of the result
     transferred: int = 0
     reason: str = ""
 
@@ -47,8 +47,7 @@ def find(
     return found
 
 
-@dataclass
-class _Source:
+class _Source(msgspec.Struct):
     """Reads documents about deltas and counts their bytes."""
 
     fetcher: Fetcher

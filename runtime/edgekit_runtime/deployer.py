@@ -11,7 +11,6 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from typing_extensions import assert_never
 
 from edgekit.contracts.errors import ResourceError, UnavailableError
 from edgekit.contracts.messages import Desired, ModelReport, SlotRef
@@ -190,6 +189,8 @@ class Deployer:
         elif isinstance(step, steps.Tidy):
             self._tidy()
         else:
+            from typing_extensions import assert_never  # noqa: PLC0415 - 3 ms of a start
+
             assert_never(step)
 
     def _adopt(self, step: steps.Adopt) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+
+import msgspec
 
 from edgekit.contracts.backoff import Backoff
 from edgekit_runtime.ports import Clock, Fetcher
@@ -11,12 +12,11 @@ from edgekit_runtime.ports import Clock, Fetcher
 PAUSE_S = 2.0  # between looks whether the container engine is back
 
 
-@dataclass
-class _Attempts:
+class _Attempts(msgspec.Struct):
     count: int = 0
     due: float = 0.0
     refetched: bool = False
-    backoff: Backoff = field(default_factory=lambda: Backoff(base_s=1.0, cap_s=60.0))
+    backoff: Backoff = msgspec.field(default_factory=lambda: Backoff(base_s=1.0, cap_s=60.0))
 
 
 class Downloads:
@@ -54,8 +54,7 @@ class Downloads:
         return first
 
 
-@dataclass
-class Meter:
+class Meter(msgspec.Struct):
     """Bytes transferred; written by the job thread, read by the control thread."""
 
     count: int = 0

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic
 
 import msgspec
@@ -42,8 +41,7 @@ class Limits(msgspec.Struct, frozen=True):
     client_s_max: float
 
 
-@dataclass
-class _Handed:
+class _Handed(msgspec.Struct):
     """A connection that a worker has."""
 
     sock: socket.socket
@@ -135,6 +133,8 @@ class Front(Connections):
     def received(self, found: Client) -> None:
         """Where a request is for is known from its first line."""
         lane = self._lane_of(found)
+        if lane is not None and lane.phase is Phase.CLOSED:
+            lane.sync()  # "ready" is said as soon as something is to serve, which may be just now
         worker = lane.pick(second=found.second) if lane is not None else None
         if worker is not None:
             self._hand(found, worker)

@@ -81,14 +81,14 @@ class GoldenWatch:
         host: Host,
         *,
         hour: int,
-        engines: Mapping[str, str],
+        engines: Callable[[], Mapping[str, str]],
         emit: Callable[[Record], None],
         wake: Callable[[], None],
     ) -> None:
         self._clock = clock
         self._host = host
         self._hour = hour
-        self._engines = dict(engines)
+        self._engines = engines
         self._emit = emit
         self._file = TwoCopy(disk, state_dir, NAME, Kept)
         self._kept = self._file.load().value or Kept()
@@ -104,7 +104,7 @@ class GoldenWatch:
             return
         wall, uptime_s = self._clock.wall(), self._clock.monotonic() - self._started
         now = Now(wall, uptime_s, self._clock.quality(), scheduled(self._hour, wall))
-        reason = due(self._kept, now, self._engines, tested_at_s=self._tested_at_s)
+        reason = due(self._kept, now, self._engines(), tested_at_s=self._tested_at_s)
         if not reason:
             return
         self._tested_at_s = uptime_s
@@ -123,7 +123,7 @@ class GoldenWatch:
         at = self._clock.wall()
         log.info("golden sets (%s): %s", reason, outcome)
         self._emit(DeviceEvent(kind=NAME, detail=f"{reason}: {outcome}"[:500], at=at))
-        self._kept = Kept(at=at, engines=self._engines)
+        self._kept = Kept(at=at, engines=dict(self._engines()))
         self._file.save(self._kept)
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from edgekit.contracts.errors import BugError, ResourceError
@@ -29,13 +29,12 @@ def hash_id(request_id: str | None) -> int:
     return int.from_bytes(raw, "little") or 1
 
 
-@dataclass
-class _Book:
+class _Book(msgspec.Struct):
     """Look-ups over one region's ring: request hash -> position."""
 
     region: Region
-    counted: dict[int, int] = field(default_factory=dict)
-    labelled: dict[int, int] = field(default_factory=dict)
+    counted: dict[int, int] = msgspec.field(default_factory=dict)
+    labelled: dict[int, int] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         head = self.region.head  # once: in a split, another process appends meanwhile

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -36,8 +35,7 @@ AGAIN_S = 5.0  # after the disk refused a region
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class _Session:
+class _Session(msgspec.Struct):
     """One application's use of one model."""
 
     application: Application
@@ -49,15 +47,14 @@ class _Session:
     orderly: bool = False
 
 
-@dataclass
-class Lending:
+class Lending(msgspec.Struct):
     """Sessions by connection."""
 
     env: Environment
     hosted: Hosted
-    _sessions: dict[int, _Session] = field(default_factory=dict)
+    _sessions: dict[int, _Session] = msgspec.field(default_factory=dict)
     _again_at: float = 0.0
-    _noted_at: dict[str, float] = field(default_factory=dict)
+    _noted_at: dict[str, float] = msgspec.field(default_factory=dict)
 
     def hear(self, record: DeploymentRecord) -> bool:
         """Take up what applications said; whether one stopped using a bundle."""

@@ -7,7 +7,7 @@ subscriptions are made anew in every ``on_connect`` because brokers forget them.
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -87,7 +87,7 @@ class MqttLink:
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._gone.clear()
-            self._sid = secrets.token_hex(8)
+            self._sid = os.urandom(8).hex()
             client = self._make()
             begun = self._clock.monotonic()
             try:

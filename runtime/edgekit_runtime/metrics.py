@@ -8,7 +8,8 @@ client's text: the number of series stays bounded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from edgekit_runtime import process_facts
 from edgekit_runtime.board import EDGES_S, OUTCOMES, Board
@@ -20,10 +21,11 @@ SERIES_MAX = 64  # bundles whose figures are kept; a device sees a few a month
 Series = tuple[str, str, str]  # model, version, slot
 
 
-@dataclass
-class _Tally:
-    outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES.values(), 0))
-    buckets: list[int] = field(default_factory=lambda: [0] * (len(EDGES_S) + 1))
+class _Tally(msgspec.Struct):
+    outcomes: dict[str, int] = msgspec.field(
+        default_factory=lambda: dict.fromkeys(OUTCOMES.values(), 0)
+    )
+    buckets: list[int] = msgspec.field(default_factory=lambda: [0] * (len(EDGES_S) + 1))
     seconds: float = 0.0
 
     def plus(self, board: Board) -> _Tally:

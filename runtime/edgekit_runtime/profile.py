@@ -1,4 +1,4 @@
-"""What this device is: which targets it can run, best first. Pure except for `detect`."""
+"""What this device is: which targets it can run, best first. Reads the machine at the end only."""
 
 from __future__ import annotations
 
@@ -87,15 +87,21 @@ def choose(
     return tuple(configured)
 
 
-def detect(configured: Sequence[str] | None, labels: Mapping[str, str]) -> DeviceProfile:
-    """Profile of this machine. Raises like `choose`."""
+def detect_targets(configured: Sequence[str] | None) -> tuple[str, ...]:
+    """Targets of this machine. Raises like `choose`."""
+    here = {name for name in _ENGINES.values() if engines.is_installed(name)}
     arch, isa = machine_facts.arch(), machine_facts.isa_flags()
-    installed = engines.versions()
+    return choose(configured, arch, isa, machine_facts.board(), here)
+
+
+def describe(targets: Sequence[str], labels: Mapping[str, str]) -> DeviceProfile:
+    """Profile of this machine, which takes longer: engines tell their versions."""
+    isa = machine_facts.isa_flags()
     return DeviceProfile(
-        targets=choose(configured, arch, isa, machine_facts.board(), installed),
-        arch=arch,
+        targets=tuple(targets),
+        arch=machine_facts.arch(),
         isa=tuple(flag for flag in isa if flag in _REPORTED),
-        engines=installed,
+        engines=engines.versions(),
         agent_version=__version__,
         labels=dict(labels),
     )

@@ -38,7 +38,7 @@ def run(path: Path) -> int:
         from edgekit_runtime import server, wiring  # noqa: PLC0415
         from edgekit_runtime.ringlog import RingLog  # noqa: PLC0415
 
-        wiring.detect_profile(loaded)  # a wrong configuration fails before anything is touched
+        wiring.detect_targets(loaded)  # a wrong configuration fails before anything is touched
         state = loaded.device.state_dir
         wiring.prepare_state(state)
         lock = StateLock(state)

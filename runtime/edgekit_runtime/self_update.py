@@ -8,7 +8,6 @@ supervisor and the agent ends in order. What becomes of it stands in the supervi
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -163,6 +162,8 @@ class RuntimeUpdater:
                 continue
             with translate_os_errors("remove", path):
                 gone = path if half else path.rename(folder / f".old-{path.name}")
+                import shutil  # noqa: PLC0415 - 2 ms, and a start seldom has any
+
                 shutil.rmtree(gone, ignore_errors=True)
         self._env.store.collect([record.active])
         for copy in "ab":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgekit.contracts.messages import DeviceProfile
 from edgekit_runtime import agent, beside, process_facts, profile
 from edgekit_runtime.agent import Agent, Parts
 from edgekit_runtime.ahead import BODIES_MAX, Hosting
@@ -52,9 +52,9 @@ class Built(msgspec.Struct, frozen=True):
     pipelines: Keeper | None = None
 
 
-def detect_profile(config: AgentConfig) -> DeviceProfile:
-    """What this device is. Raises `UsageError` when the configuration asks for the impossible."""
-    return profile.detect(config.device.targets, config.device.labels)
+def detect_targets(config: AgentConfig) -> tuple[str, ...]:
+    """What this device runs. Raises `UsageError` when the configuration asks for the impossible."""
+    return profile.detect_targets(config.device.targets)
 
 
 def build(config: AgentConfig, hosting: Hosting) -> Built:
@@ -65,7 +65,8 @@ def build(config: AgentConfig, hosting: Hosting) -> Built:
     """
     state = config.device.state_dir
     disk, clock, verifier = PosixDisk(), SystemClock(), DigestVerifier()
-    described = detect_profile(config)
+    targets = detect_targets(config)
+    described = functools.cache(lambda: profile.describe(targets, config.device.labels))
     serve = config.serve
     host: Host = hosting.workers if serve.workers else ProvingHost(hosting.workers)
     throttled = Throttling(clock)
@@ -87,7 +88,7 @@ def build(config: AgentConfig, hosting: Hosting) -> Built:
             store=BlobStore(disk, state, verifier),
             counting=counting,
             state_dir=state,
-            targets=described.targets,
+            targets=targets,
             host=host,
             fetcher=_fetcher,
             emit=lambda record: agent.emit(spool, record),
@@ -114,7 +115,7 @@ def build(config: AgentConfig, hosting: Hosting) -> Built:
             clock,
             host,
             hour=config.selftest.hour,
-            engines=described.engines,
+            engines=lambda: described().engines,
             emit=lambda record: agent.emit(spool, record),
             wake=wake.set,
         ),

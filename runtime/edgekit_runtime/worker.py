@@ -1,6 +1,6 @@
 """A worker process: holds one model and answers the connections its agent hands to it.
 
-Forked by an agent that starts (`edgekit_runtime.ahead`), later started as ``python -m
+Forked by an agent that starts (`edgekit_runtime.head_start`), later started as ``python -m
 edgekit_runtime.worker FD``, FD being a connected Unix socket, or in a container with the path of a
 socket instead. The agent accepts connections and passes them here as descriptors; requests and
 answers never pass through the agent. What is answered is counted before, in the agent's regions,
@@ -41,16 +41,18 @@ from edgekit_runtime import (
     wire,
 )
 from edgekit_runtime.board import Board
-from edgekit_runtime.bundles import Bundle
+from edgekit_runtime.early import Early
 from edgekit_runtime.errors import UnsuitableError, is_memory
 from edgekit_runtime.predictor import Predictor
 from edgekit_runtime.stderr import Lossy
 from edgekit_runtime.wire import Channel, Frame, FrameKind
 
 
-def _serve(channel: Channel, opened: Bundle | None) -> None:
+def _serve(channel: Channel, early: Early | None) -> None:
     """Load what the agent orders, then do what it says until it hangs up."""
     engines.preload()
+    if early is not None:
+        _import_holder()
     frames = channel.receive()
     if frames is None:
         return
@@ -60,7 +62,7 @@ def _serve(channel: Channel, opened: Bundle | None) -> None:
     board = Board(descriptor, order.connections_max)
     os.close(descriptor)
     try:
-        loaded = _load(order, opened)
+        loaded = _load(order, early)
     except (EdgekitError, MemoryError) as exc:
         channel.send(Frame(FrameKind.FAILED, msgspec.json.encode(_refusal(exc))))
         channel.receive()  # it hangs up
@@ -80,15 +82,18 @@ def _serve(channel: Channel, opened: Bundle | None) -> None:
     Holder(channel, order, board, loaded).run()
 
 
-def _load(order: wire.Order, opened: Bundle | None) -> Predictor:
+def _load(order: wire.Order, early: Early | None) -> Predictor:
     _pin(order.cores)
     if order.memory_bytes_max:
         _limit_memory(order.memory_bytes_max)
-    if opened is None:
-        opened = bundles.open_promised(LayoutReader(Path(order.root)), order.model, order.ref)
     with turns.quick():
-        threading.Thread(target=_import_holder, daemon=True).start()
-        loaded = predictor.load(opened, threads=order.threads)
+        if early is None:
+            threading.Thread(target=_import_holder, daemon=True).start()
+            reader = LayoutReader(Path(order.root))
+            opened, engine = bundles.open_promised(reader, order.model, order.ref), None
+        else:
+            opened, engine = early.bundle, early.engine(order.threads)
+        loaded = predictor.load(opened, threads=order.threads, engine=engine)
     if order.tested:
         fitness.warm_up(loaded)
     return loaded
@@ -153,10 +158,10 @@ def _end() -> NoReturn:
     os._exit(0)
 
 
-def main(where: str, opened: Bundle | None = None) -> NoReturn:
+def main(where: str, early: Early | None = None) -> NoReturn:
     """Serve the socket that ``where`` names: a descriptor's number, or a path.
 
-    ``opened`` is what the agent will order first, if that was verified already.
+    ``early`` is what the agent will order first, if that was verified already.
     """
     process_facts.call(launch.WORKER_NAME)
     # Ctrl-C and a service manager's stop reach the whole group; the agent drains first.
@@ -167,7 +172,7 @@ def main(where: str, opened: Bundle | None = None) -> NoReturn:
     np.seterr(all="ignore")  # what overflows becomes infinite, and the guard says so
     sock = launch.channel(where)
     threading.Thread(target=_end_with_agent, args=(sock,), daemon=True).start()
-    _serve(Channel(sock), opened)
+    _serve(Channel(sock), early)
     _end()
 
 

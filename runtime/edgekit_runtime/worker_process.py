@@ -7,15 +7,14 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
 from time import monotonic, sleep
-from typing import NamedTuple, NoReturn
 
 import msgspec
 
 from edgekit.contracts.errors import ResourceError
-from edgekit_runtime import quiet as idle
-from edgekit_runtime import supervision
+from edgekit_runtime import ends, supervision
+from edgekit_runtime import quiet as quieting
+from edgekit_runtime.ends import Ends
 from edgekit_runtime.stderr import Said
 from edgekit_runtime.supervision import Ending
 
@@ -93,95 +92,38 @@ def start(*, quiet: bool) -> WorkerProcess:
     Raises:
         ResourceError: no process or socket can be made.
     """
-    if not quiet or not idle.possible():
-        return _started(lambda ends: _spawn("edgekit_runtime.worker", ends))
-    started = _started(lambda ends: _spawn("edgekit_runtime.quiet_worker", ends))
-    idle.hush(started.pid)
+    if not quiet or not quieting.possible():
+        return _started("edgekit_runtime.worker")
+    started = _started("edgekit_runtime.quiet_worker")
+    quieting.hush(started.pid)
     return started
 
 
-def fork(main: Callable[[int], NoReturn]) -> WorkerProcess:
-    """A fork of this process that does ``main`` with its socket, and nothing else.
-
-    It is spared the start of a Python and what is imported already. Only for a process that has no
-    other thread: what those held would stay held in the fork.
-
-    Raises:
-        ResourceError: no process or socket can be made.
-    """
-
-    def begin(ends: _Ends) -> int:
-        pid = os.fork()
-        if not pid:
-            _become(main, ends)
-        return pid
-
-    return _started(begin)
-
-
-class _Ends(NamedTuple):
-    """Of a worker's socket and of its stderr; descriptors."""
-
-    ours: int
-    theirs: int
-    said: int
-    says: int
-
-
-def _started(begin: Callable[[_Ends], int]) -> WorkerProcess:
+def _started(module: str) -> WorkerProcess:
     try:
-        said, says = pipe()
+        made = ends.opened()
         try:
-            ours, theirs = socket.socketpair()
-            with ours, theirs:
-                pid = begin(_Ends(ours.fileno(), theirs.fileno(), said, says))
-                return WorkerProcess(pid, ours.detach(), said)
+            pid = _spawn(module, made)
         except OSError:
-            os.close(said)
+            made.keep_theirs()
             raise
         finally:
-            os.close(says)
+            made.keep_ours()
     except OSError as exc:
         raise ResourceError(f"cannot start a worker process: {exc.strerror}") from exc
+    return WorkerProcess(pid, made.ours, made.said)
 
 
-def pipe() -> tuple[int, int]:
-    """Neither end blocks: a worker that nobody listens to loses lines, and goes on.
-
-    Raises:
-        OSError: too many are open.
-    """
-    said, says = os.pipe()
-    os.set_blocking(said, False)
-    os.set_blocking(says, False)
-    return said, says
-
-
-def _spawn(module: str, ends: _Ends) -> int:
+def _spawn(module: str, made: Ends) -> int:
     command = [sys.executable, "-m", module, str(_CHANNEL)]
     # Nothing is inherited but what is copied here: a child that another thread starts at the same
     # time must not hold this worker's socket open.
     actions = [
         (os.POSIX_SPAWN_OPEN, _STDIN, os.devnull, os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_DUP2, ends.says, _STDERR),
-        (os.POSIX_SPAWN_DUP2, ends.theirs, _CHANNEL),
+        (os.POSIX_SPAWN_DUP2, made.says, _STDERR),
+        (os.POSIX_SPAWN_DUP2, made.theirs, _CHANNEL),
     ]
     return os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
-
-
-def _become(main: Callable[[int], NoReturn], ends: _Ends) -> NoReturn:
-    try:
-        os.close(ends.ours)  # or the end of the agent would not be noticed
-        os.close(ends.said)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), _STDIN)
-        os.dup2(ends.says, _STDERR)
-        main(ends.theirs)
-    except BaseException:  # noqa: BLE001 - nothing may run on into the agent's own code
-        import traceback  # noqa: PLC0415 - seldom needed, and not while a device starts
-
-        traceback.print_exc()
-    finally:
-        os._exit(1)
 
 
 class _Process:

@@ -12,7 +12,6 @@ import os
 import threading
 from pathlib import Path
 from time import monotonic, sleep
-from typing import NoReturn
 
 import msgspec
 
@@ -22,14 +21,14 @@ from edgekit.contracts.messages import Policy, SlotRef
 from edgekit.engine.ports import EngineAwayError
 from edgekit_runtime import wire, worker_process
 from edgekit_runtime.board import Board
-from edgekit_runtime.bundles import Bundle
 from edgekit_runtime.errors import UnsuitableError, WorkerEndedError
+from edgekit_runtime.head_start import Begun
 from edgekit_runtime.launch import Launcher, WorkerHandle
 from edgekit_runtime.ports import Replay
 from edgekit_runtime.supervision import Ending, EndKind
 from edgekit_runtime.wire import Channel, Frame, FrameKind
 from edgekit_runtime.worker_model import WorkerModel
-from edgekit_runtime.worker_process import GRACE_S
+from edgekit_runtime.worker_process import GRACE_S, WorkerProcess
 
 LOAD_S_MAX = 300.0  # compiling an engine on a small board takes minutes; longer is a hang
 _ERRORS: dict[str, type[EdgekitError]] = {
@@ -123,23 +122,14 @@ class WorkerHost:
         self._ahead: _Loading | None = None
         self._started: list[WorkerHandle] = []
 
-    def load_ahead(self, model: str, ref: SlotRef, policy: Policy, opened: Bundle | None) -> None:
-        """Begin to load what `load` will be asked for first, in a fork, while the agent starts.
-
-        ``opened`` is the bundle, when it was verified just now.
-
-        Raises:
-            ResourceError: no process can be made.
-        """
-
-        def main(channel: int) -> NoReturn:
-            from edgekit_runtime import worker  # noqa: PLC0415 - in the fork only
-
-            worker.main(str(channel), opened)
-
-        process = self._held(worker_process.fork(main))
+    def order_ahead(self, begun: Begun, model: str, ref: SlotRef, policy: Policy) -> None:
+        """Have ``begun`` load what `load` will be asked for first; it does so already."""
+        process = self._held(WorkerProcess(begun.pid, begun.channel, begun.said))
         order = self._order(model, ref, policy, tested=not policy.overlap)  # as `load` is asked
-        self._ahead = _Loading(process, order)
+        try:
+            self._ahead = _Loading(process, order)
+        except ResourceError:  # `load` will find that out by itself, and somebody hears of it
+            process.kill()
 
     def load(self, model: str, ref: SlotRef, policy: Policy, *, tested: bool) -> WorkerModel:
         """See `Host.load`."""

@@ -138,6 +138,23 @@ def test_a_worker_runs_on_the_cores_that_its_policy_names(world, writer):
     assert {core} in [os.sched_getaffinity(each) for each in threads]
     assert os.sched_getaffinity(second) == {core}
     assert os.sched_getaffinity(agent.process.pid) == here
+    assert agent.stop() == 0
+    agent.start()  # its worker has begun before its order came
+    wait_for(lambda: agent.infer(None)[0] == 200, what="v2 serves again")
+    (third,) = workers(agent)
+    assert os.sched_getaffinity(third) == {core}
+
+
+def test_an_agent_whose_bundle_is_damaged_serves_nothing_but_is_heard_of(world, writer):
+    agent, _ = _confirm_first(world, writer)
+    agent.kill()
+    wait_for(lambda: not world.manager.presence["dev-1"].online, what="offline")
+    for blob in (agent.state / "blobs" / "sha256").iterdir():
+        blob.chmod(0o600)
+        blob.write_bytes(blob.read_bytes()[:-1])
+    agent.start()
+    wait_for(lambda: world.manager.presence["dev-1"].online, what="online again")
+    assert agent.infer(None)[0] == 503
 
 
 def test_a_bundle_for_cores_that_are_not_here_is_refused(world, writer):

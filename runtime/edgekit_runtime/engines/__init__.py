@@ -121,6 +121,13 @@ def accelerated(name: str, model: Path, *, threads: int) -> list[Rung]:
     ]
 
 
+def is_installed(name: str) -> bool:
+    """Whether the library of the engine called ``name`` is here; it is not loaded."""
+    from importlib import util  # noqa: PLC0415 - a worker does without
+
+    return util.find_spec(name) is not None
+
+
 def versions() -> dict[str, str]:
     """Installed engines and their versions; no library is loaded."""
     from importlib import metadata  # noqa: PLC0415 - slow to import, a worker does without

@@ -11,7 +11,7 @@ Not thread-safe: the agent's control thread owns it.
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -73,7 +73,9 @@ class Spool:
         found = self._file.load()
         if found.broken:
             self.notes.append("both copies of the spool cursor were unreadable: new epoch")
-        old = found.value or Cursor(epoch=secrets.randbelow(EPOCH_MAX), boot=0)
+        old = found.value or Cursor(
+            epoch=int.from_bytes(os.urandom(8), "little") % EPOCH_MAX, boot=0
+        )
         self.cursor = msgspec.structs.replace(old, boot=old.boot + 1)
         self._file.save(self.cursor)
         self._index = Index(old.acked)

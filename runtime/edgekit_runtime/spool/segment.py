@@ -9,7 +9,8 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from edgekit.contracts import frames
 from edgekit.contracts.errors import BadInputError
@@ -21,8 +22,7 @@ def inferences_of(records: Sequence[Record]) -> int:
     return sum(record.n for record in records if isinstance(record, Window))
 
 
-@dataclass(eq=False)
-class Segment:
+class Segment(msgspec.Struct, eq=False):
     """Index of one segment file. ``seqs`` ascends."""
 
     lane: int
@@ -30,11 +30,11 @@ class Segment:
     epoch: int = -1
     boot: int = -1
     length: int = 0  # bytes of the file
-    seqs: array[int] = field(default_factory=lambda: array("Q"))
-    offsets: array[int] = field(default_factory=lambda: array("L"))
-    sizes: array[int] = field(default_factory=lambda: array("L"))
-    records: array[int] = field(default_factory=lambda: array("H"))
-    inferences: array[int] = field(default_factory=lambda: array("Q"))
+    seqs: array[int] = msgspec.field(default_factory=lambda: array("Q"))
+    offsets: array[int] = msgspec.field(default_factory=lambda: array("L"))
+    sizes: array[int] = msgspec.field(default_factory=lambda: array("L"))
+    records: array[int] = msgspec.field(default_factory=lambda: array("H"))
+    inferences: array[int] = msgspec.field(default_factory=lambda: array("Q"))
 
     def add(self, header: frames.FrameHeader, offset: int, inferences: int) -> None:
         """Index a frame that lies at ``offset``."""
@@ -51,15 +51,16 @@ class Segment:
         return range(bisect_left(self.seqs, first), bisect_left(self.seqs, last + 1))
 
 
-@dataclass
-class Scan:
+class Scan(msgspec.Struct):
     """What was found in a segment file."""
 
     segment: Segment
     keep_bytes: int  # everything after this is a torn tail
     damaged: int = 0  # damaged places, the tail included
-    drained: dict[str, int] = field(default_factory=dict)  # region -> end of its newest window
-    tombstones: list[Tombstone] = field(default_factory=list)
+    drained: dict[str, int] = msgspec.field(
+        default_factory=dict
+    )  # region -> end of its newest window
+    tombstones: list[Tombstone] = msgspec.field(default_factory=list)
 
 
 def scan(lane: int, name: str, data: bytes) -> Scan:

@@ -79,7 +79,7 @@ def test_outcome_is_told_and_an_engine_change_is_noticed_at_the_next_start(tmp_p
     def watch(version):
         return GoldenWatch(
             PosixDisk(), writer.root, clock, LocalHost(writer.root), hour=3,
-            engines={"onnxruntime": version}, emit=events.append, wake=lambda: None,
+            engines=lambda: {"onnxruntime": version}, emit=events.append, wake=lambda: None,
         )  # fmt: skip
 
     def record(digest, *, overlap=True):

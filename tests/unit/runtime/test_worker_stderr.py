@@ -9,14 +9,14 @@ import sys
 
 import pytest
 
-from edgekit_runtime import stderr, worker_process
+from edgekit_runtime import ends, stderr
 from edgekit_runtime.stderr import LINE_BYTES_MAX, LINES_MAX, Said
 
 
 @pytest.fixture
 def pipe(caplog):
     caplog.set_level(logging.DEBUG, logger="edgekit_runtime.worker")
-    read, write = worker_process.pipe()
+    read, write = ends.pipe()
     said = Said(read, "meter a 1234")
     yield said, write
     said.close()
@@ -69,7 +69,7 @@ def test_a_flood_is_cut_and_counted(pipe, caplog, monkeypatch):
 
 
 def test_a_worker_that_nobody_reads_goes_on():
-    read, write = worker_process.pipe()
+    read, write = ends.pipe()
     script = (
         "import sys, os\nfrom edgekit_runtime.stderr import Lossy\nsys.stderr = Lossy()\n"
         "import traceback, logging\nlogging.basicConfig(stream=sys.stderr)\n"
