@@ -6,12 +6,12 @@ a fleet that lost its broker at one instant; without it every device comes back 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from random import Random
 
+import msgspec
 
-@dataclass
-class Backoff:
+
+class Backoff(msgspec.Struct):
     """Delay before attempt n: uniform in (0, min(cap_s, base_s * 2**n)]."""
 
     base_s: float = 0.5
