@@ -6,7 +6,7 @@ build goes on. Times differ from run to run: they belong into the record and nev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,24 +88,24 @@ class Inspector:
             "model": self.study.normalised.digest,
             "variant": artifact.digest,
             "contract": digest.of_bytes(codec.encode(contract)),
-            "data": digest.of_file(self.study.tuning)[0],
+            "data": self.study.tuning.digest,
         }
         # They come from running both models here: the CPU class belongs to the key.
         facts = {"host": self.host.facts()}
         step = Step("layer-errors", _VERSION, tools.versions(), inputs, facts)
-        request = {
-            "model": self.study.normalised.path,
-            "variant": artifact.path,
-            "data": self.study.tuning,
-            "contract": contract,
-        }
-        entry = self.measurer.cache.run(step, lambda _: self._run(request))
+        entry = self.measurer.cache.run(step, lambda _: self._run(artifact))
         found = codec.decode(LayerErrors, codec.encode(entry.facts), what="layer errors")
         if found.error is not None:
             raise CandidateError(found.error)
         return found
 
-    def _run(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _run(self, artifact: Artifact) -> dict[str, Any]:
+        request = {
+            "model": self.study.normalised.path,
+            "variant": artifact.path,
+            "data": self.study.tuning.path(),
+            "contract": self.measurer.contract,
+        }
         path = self.scratch / "layers.json"
         path.write_bytes(codec.encode(request))
         done = self.measurer.processes.run([*tools.python(), _ERRORS, str(path)])

@@ -14,6 +14,7 @@ import msgspec
 from edgekit.build import tools
 from edgekit.build.cache import Cache, Step
 from edgekit.build.candidates import Candidate, Engine
+from edgekit.build.data import DataFile
 from edgekit.build.devices import Device
 from edgekit.build.emulate import Emulator
 from edgekit.build.host import Host
@@ -106,7 +107,6 @@ class Measurer:
     contract: Contract  # a `neutral` one, so that changing a budget measures nothing anew
     processes: Processes = field(default_factory=Processes)
     devices: Mapping[str, Device] = field(default_factory=dict)  # by target
-    _digests: dict[Path, str] = field(default_factory=dict)  # of data, which no build changes
 
     def level(self, target: TargetProfile) -> Validation:
         """Where artifacts for ``target`` run, when nothing is emulated."""
@@ -133,7 +133,7 @@ class Measurer:
     def measure(
         self,
         subject: Subject,
-        data: Path,
+        data: DataFile,
         *,
         timed: TimedRun | None = None,
         emulator: Emulator | None = None,
@@ -143,7 +143,7 @@ class Measurer:
 
         Args:
             subject: the model.
-            data: ``.npz`` of inputs.
+            data: inputs.
             timed: the run in which it is timed; None times nothing.
             emulator: runs it as another CPU; None runs it as it is.
             at_once: how many are measured side by side, and share the memory.
@@ -170,12 +170,12 @@ class Measurer:
         )
         return Measured(evaluation, npz.read(entry.file(_OUTPUTS)))
 
-    def knows(self, subject: Subject, data: Path, *, timed: TimedRun | None = None) -> bool:
+    def knows(self, subject: Subject, data: DataFile, *, timed: TimedRun | None = None) -> bool:
         """Whether `measure` would only look up."""
         step = self._step(subject, data, timed, None)
         return self.cache.find(step, trusted=True) is not None  # `measure` reads it
 
-    def race(self, subjects: Sequence[Subject], data: Path) -> list[Latency]:
+    def race(self, subjects: Sequence[Subject], data: DataFile) -> list[Latency]:
         """Latencies of ``subjects`` timed in turns, in their order.
 
         Raises:
@@ -185,7 +185,7 @@ class Measurer:
         found = self._in_turns("race", RACE_VERSION, _RACE, subjects, data)
         return codec.decode(list[Latency], found, what="race")
 
-    def node_times(self, subjects: Sequence[Subject], data: Path) -> list[tuple[NodeTime, ...]]:
+    def node_times(self, subjects: Sequence[Subject], data: DataFile) -> list[tuple[NodeTime, ...]]:
         """How long each operator of ``subjects`` takes here, by the profilers of their engines.
 
         Raises:
@@ -196,7 +196,7 @@ class Measurer:
         return codec.decode(list[tuple[NodeTime, ...]], found, what="node times")
 
     def _in_turns(
-        self, name: str, version: int, module: str, subjects: Sequence[Subject], data: Path
+        self, name: str, version: int, module: str, subjects: Sequence[Subject], data: DataFile
     ) -> bytes:
         """What ``module`` says about ``subjects`` that run in turns, in one process."""
         steps = [self._step(each, data, TimedRun(name, 0), None) for each in subjects]
@@ -208,7 +208,9 @@ class Measurer:
             raise CandidateError(entry.facts["error"])
         return codec.encode(entry.facts["found"])
 
-    def _run_in_turns(self, module: str, subjects: Sequence[Subject], data: Path) -> dict[str, Any]:
+    def _run_in_turns(
+        self, module: str, subjects: Sequence[Subject], data: DataFile
+    ) -> dict[str, Any]:
         with self.cache.scratch() as scratch:
             layout = scratch / "layout"
             written = []
@@ -218,10 +220,10 @@ class Measurer:
             arguments = [module, _LAYOUT, *written, "--data", _DATA]
             device = subjects[0].device
             if device is not None:
-                files = {_LAYOUT: layout, _DATA: data}
+                files = {_LAYOUT: layout, _DATA: data.path()}
                 raw, error, _ = self._remote(device, arguments, files, scratch, wanted={"stdout"})
             else:
-                places = {_LAYOUT: str(layout), _DATA: str(data)}
+                places = {_LAYOUT: str(layout), _DATA: str(data.path())}
                 here = [places.get(word, word) for word in arguments]
                 raw, error = self._evaluate([*tools.python(), *here])
         found = None if raw is None else codec.decode(list[Any], raw, what=f"output of {module}")
@@ -232,12 +234,12 @@ class Measurer:
         return [*subject.contents, BundleContent("contract.json", Role.CONTRACT, contract)]
 
     def _step(
-        self, subject: Subject, data: Path, timed: TimedRun | None, emulator: Emulator | None
+        self, subject: Subject, data: DataFile, timed: TimedRun | None, emulator: Emulator | None
     ) -> Step:
         inputs = {
             "model": subject.model_digest,
             "contract": digest.of_bytes(codec.encode(subject.contract or self.contract)),
-            "data": self._digest(data),
+            "data": data.digest,
         }
         for name in ("golden", "tolerance"):
             content: bytes | None = getattr(subject, name)
@@ -260,15 +262,10 @@ class Measurer:
             },
         )
 
-    def _digest(self, data: Path) -> str:
-        if data not in self._digests:
-            self._digests[data] = digest.of_file(data)[0]
-        return self._digests[data]
-
     def _run(
         self,
         subject: Subject,
-        data: Path,
+        data: DataFile,
         folder: Path,
         runs: int,
         *,
@@ -287,7 +284,7 @@ class Measurer:
             if subject.device is not None and emulator is None:
                 arguments += [f"{_LAYOUT}@{bundle.digest}", "--data", _DATA]
                 arguments += ["--outputs", f"out/{_OUTPUTS}"]
-                files = {_LAYOUT: layout, _DATA: data}
+                files = {_LAYOUT: layout, _DATA: data.path()}
                 raw, error, got = self._remote(
                     subject.device,
                     [_EVALUATE, *arguments],
@@ -301,7 +298,7 @@ class Measurer:
                 python, environment = (
                     emulator.prepared(scratch) if emulator else ([sys.executable], None)
                 )
-                arguments += [f"{layout}@{bundle.digest}", "--data", str(data)]
+                arguments += [f"{layout}@{bundle.digest}", "--data", str(data.path())]
                 arguments += ["--outputs", str(folder / _OUTPUTS)]
                 command = [*python, "-m", _EVALUATE, *arguments]
                 raw, error = self._evaluate(command, at_once, emulator, environment)

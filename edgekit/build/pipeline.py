@@ -41,7 +41,7 @@ from edgekit.contracts import codec
 from edgekit.contracts.bundle import Role
 from edgekit.contracts.errors import UsageError
 from edgekit.contracts.verdict import Outcome
-from edgekit.registry import dataset, files, npz
+from edgekit.registry import dataset, files
 from edgekit.registry.model import ModelVersion, Split
 from edgekit.registry.ports import Registry
 
@@ -279,8 +279,7 @@ def _contents(
         BundleContent("evidence.json", Role.EVIDENCE, codec.encode(document)),
         BundleContent("card.md", Role.CARD, card),
     ]
-    inputs = npz.open_mapped(study.evaluation)
-    found = reference.derive(model.contract, inputs, result.final.outputs)
+    found = reference.derive(model.contract, study.evaluation_inputs, result.final.outputs)
     if found is not None:
         contents.append(BundleContent("reference.json", Role.REFERENCE, codec.encode(found)))
     if result.expectation is not None:

@@ -13,6 +13,7 @@ import numpy as np
 from edgekit.build import representative, tools
 from edgekit.build.cache import Cache, Step
 from edgekit.build.candidates import Structure
+from edgekit.build.data import DataFile
 from edgekit.build.ports import BundleContent
 from edgekit.build.steps import normalise
 from edgekit.contracts.bundle import Role
@@ -60,12 +61,13 @@ class Study:
     warnings: tuple[str, ...]  # what calibration misses
     calibration: Path
     calibration_digest: str
-    tuning: Path  # inputs of the tuning split, followed by those of the golden split
-    evaluation: Path  # inputs of the evaluation split
-    golden: Path  # inputs of the golden split alone
+    tuning: DataFile  # inputs of the tuning split, followed by those of the golden split
+    evaluation: DataFile  # inputs of the evaluation split
+    golden: DataFile  # inputs of the golden split alone
     tuning_n: int
     evaluation_n: int
     golden_inputs: Mapping[str, Array]
+    evaluation_inputs: Mapping[str, Array]
     tuning_labels: Array | None
     evaluation_labels: Array | None
     tuning_slices: Array | None
@@ -119,10 +121,16 @@ def prepare(
             "warnings": representative.compare(data[Split.CALIBRATION], tuning, names),
         },
     )
-    both = {name: np.concatenate([tuning[name], golden[name]]) for name in names}
-    npz.write(scratch / "tuning.npz", both)
-    npz.write(scratch / "golden.npz", {name: golden[name] for name in names})
-    npz.write(scratch / "evaluation.npz", {name: evaluation[name] for name in names})
+
+    def inputs(*parts: Split) -> DataFile:
+        def make() -> dict[str, Array]:
+            if len(parts) == 1:  # as they lie in the registry's file, without a copy in memory
+                return {name: data[parts[0]][name] for name in names}
+            return {name: np.concatenate([data[kind][name] for kind in parts]) for name in names}
+
+        identity = [names, *(model.dataset(kind).digest for kind in parts)]
+        return DataFile(scratch / f"{parts[0].value}.npz", identity, make)
+
     return Study(
         contract=model.contract,
         variant_contract=(
@@ -136,12 +144,13 @@ def prepare(
         warnings=tuple(warned.facts["warnings"]),
         calibration=registry.blob(model.dataset(Split.CALIBRATION).digest),
         calibration_digest=model.dataset(Split.CALIBRATION).digest,
-        tuning=scratch / "tuning.npz",
-        evaluation=scratch / "evaluation.npz",
-        golden=scratch / "golden.npz",
+        tuning=inputs(Split.TUNING, Split.GOLDEN),
+        evaluation=inputs(Split.EVALUATION),
+        golden=inputs(Split.GOLDEN),
         tuning_n=model.dataset(Split.TUNING).n,
         evaluation_n=model.dataset(Split.EVALUATION).n,
         golden_inputs={name: golden[name] for name in names},
+        evaluation_inputs={name: evaluation[name] for name in names},
         tuning_labels=tuning.get(LABELS),
         evaluation_labels=evaluation.get(LABELS),
         tuning_slices=tuning.get(SLICE),

@@ -30,15 +30,17 @@ def used_by(candidate: Candidate) -> dict[str, str]:
     """Versions of the optional tools that make ``candidate``; another version makes it anew."""
     names = ["nncf"] if candidate.scheme is Scheme.NNCF else []
     names += ["openvino"] if candidate.engine is Engine.OPENVINO else []
-    return {name: _version(name) for name in names}
+    return {name: version_of(name) for name in names}
 
 
 def engine_versions(engine: str) -> dict[str, str]:
     """Version of the engine that measures."""
-    return {engine: _version(engine)}
+    return {engine: version_of(engine)}
 
 
-def _version(name: str) -> str:
+@cache
+def version_of(name: str) -> str:
+    """Of an optional tool; "absent" where it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -97,12 +97,17 @@ def test_a_changed_data_set_misses_what_depends_on_it_and_nothing_else(warm, spl
     assert _made(warm, f"other-{split}", **{split: 99}) == made
 
 
+def _forget_versions() -> None:
+    tools.versions.cache_clear()
+    tools.version_of.cache_clear()
+
+
 def test_another_version_of_a_tool_misses_everything(warm, monkeypatch):
     installed = metadata.version
     monkeypatch.setattr(
         metadata, "version", lambda name: "0.0.1" if name == "onnxruntime" else installed(name)
     )
-    tools.versions.cache_clear()
+    _forget_versions()
     try:
         assert tools.versions()["onnxruntime"] == "0.0.1"
         assert _made(warm, "other") == {
@@ -114,7 +119,7 @@ def test_another_version_of_a_tool_misses_everything(warm, monkeypatch):
         }
     finally:
         monkeypatch.undo()
-        tools.versions.cache_clear()
+        _forget_versions()
 
 
 def test_changed_code_on_the_device_measures_anew(warm, monkeypatch):

@@ -10,6 +10,7 @@ from buildkit import graphs
 
 from edgekit.build import emulate, host, target
 from edgekit.build.cache import Cache, default_root
+from edgekit.build.data import DataFile
 from edgekit.build.measure import Measurer, Subject, neutral
 from edgekit.build.pipeline import build
 from edgekit.build.ports import BundleContent
@@ -21,6 +22,7 @@ from edgekit.contracts.golden import OUTPUT_PREFIX
 from edgekit.contracts.verdict import Outcome
 from edgekit.package import reader
 from edgekit.package.bundle import OciBundleWriter
+from edgekit.registry import npz
 from edgekit.registry.local import LocalRegistry
 from edgekit.registry.register import Sources, register
 
@@ -123,7 +125,8 @@ def test_the_bundle_that_ships_reproduces_its_golden_outputs_on_arm(model, varia
             Cache(place / "replay"), OciBundleWriter(), HOST, neutral(model[1].contract)
         )
         emulator = emulate.find(RPI5, HOST, place)
-        return measurer.measure(subject, place / "data.npz", emulator=emulator).evaluation
+        data = DataFile(place / "inputs.npz", ["data"], lambda: npz.read(place / "data.npz"))
+        return measurer.measure(subject, data, emulator=emulator).evaluation
 
     found = replayed(content(Role.GOLDEN))
     assert (found.machine, found.golden.outcome, found.golden.n) == ("aarch64", Outcome.PASS, 32)

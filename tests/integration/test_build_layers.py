@@ -8,6 +8,7 @@ from buildkit import graphs
 
 from edgekit.build import layers, measure, target
 from edgekit.build.cache import Cache
+from edgekit.build.data import DataFile
 from edgekit.build.host import Host
 from edgekit.build.pipeline import build
 from edgekit.build.quantizers import openvino_ir
@@ -18,7 +19,6 @@ from edgekit.cli.explain import describe
 from edgekit.contracts import codec, digest
 from edgekit.contracts.verdict import Outcome
 from edgekit.package.bundle import OciBundleWriter
-from edgekit.registry import npz
 from edgekit.registry.local import LocalRegistry
 from edgekit.registry.register import Sources, register
 
@@ -116,11 +116,11 @@ def test_openvino_times_its_own_form(place, planted):
         measure.Subject(tuple(artifact.contents()), artifact.digest, engine, ">=1.0")
         for engine, artifact in artifacts.items()
     ]
-    npz.write(place / "x.npz", {"x": graphs.waves(16)[0]})
+    data = DataFile(place / "x.npz", ["waves"], lambda: {"x": graphs.waves(16)[0]})
     measurer = measure.Measurer(
         Cache(place / "cache"), OciBundleWriter(), HOST, measure.neutral(planted.contract)
     )
-    ours, others = measurer.node_times(subjects, place / "x.npz")
+    ours, others = measurer.node_times(subjects, data)
     for name in ("l1", "l2", "l3", "l4"):
         assert layers.time_of(name, ours) is not None
         assert layers.time_of(name, others) is not None
