@@ -181,8 +181,9 @@ class Agent:
             self._drain_at = now + window_s
             parts.counting.drain()
             parts.deployer.checkpoint()
-        if not self._settled and not self._settle(now):
-            return
+        if not self._settled:
+            self._settle(now)
+            return  # in this round, too, somebody may be waiting for the first answer
         parts.uplink.pump()
         if now >= self._maintain_at:
             self._maintain_at = now + MAINTAIN_S
@@ -202,8 +203,8 @@ class Agent:
             self._report_due = False
             self._reported_at = now
 
-    def _settle(self, now: float) -> bool:
-        """Whether what was active is served again, or takes too long: the rest begins only then.
+    def _settle(self, now: float) -> None:
+        """Begin with the rest once what was active is served again, or takes too long.
 
         Whoever needs an answer comes before whoever wants to know about it. The connection alone
         imports as much as a worker does.
@@ -211,7 +212,6 @@ class Agent:
         if self._healthy() or now >= self._settle_at:
             self._settled = True
             self._parts.link.start()
-        return False  # not in this round: somebody may be waiting for the first answer
 
     @property
     def switching(self) -> bool:

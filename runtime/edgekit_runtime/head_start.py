@@ -8,6 +8,7 @@ does not need the interpreter while it loads: the fork imports the rest of a wor
 
 from __future__ import annotations
 
+import faulthandler
 import os
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
@@ -52,6 +53,7 @@ def _become(main: Callable[[int], NoReturn], made: Ends) -> NoReturn:
         made.keep_theirs()
         os.dup2(os.open(os.devnull, os.O_RDONLY), _STDIN)
         os.dup2(made.says, _STDERR)
+        faulthandler.enable()  # what a model crashes with while it is loaded is said
         main(made.theirs)
     except BaseException:  # noqa: BLE001 - nothing may run on into the agent's own code
         import traceback  # noqa: PLC0415 - seldom needed, and not while a device starts

@@ -52,7 +52,8 @@ def _serve(channel: Channel, early: Early | None) -> None:
     """Load what the agent orders, then do what it says until it hangs up."""
     engines.preload()
     if early is not None:
-        _import_holder()
+        with turns.quick():  # its thread needs the interpreter now and then
+            _import_holder()
     frames = channel.receive()
     if frames is None:
         return

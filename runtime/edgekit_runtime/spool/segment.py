@@ -57,9 +57,8 @@ class Scan(msgspec.Struct):
     segment: Segment
     keep_bytes: int  # everything after this is a torn tail
     damaged: int = 0  # damaged places, the tail included
-    drained: dict[str, int] = msgspec.field(
-        default_factory=dict
-    )  # region -> end of its newest window
+    # region -> end of its newest window
+    drained: dict[str, int] = msgspec.field(default_factory=dict)
     tombstones: list[Tombstone] = msgspec.field(default_factory=list)
 
 
