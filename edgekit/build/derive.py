@@ -17,12 +17,14 @@ from edgekit.build.record import CandidateRecord
 from edgekit.build.target import TargetProfile
 from edgekit.contracts.contract import Contract
 from edgekit.contracts.golden import INPUT_PREFIX, OUTPUT_PREFIX, Tolerance
+from edgekit.contracts.reference import CONFIDENCE_PROBE, Reference
 from edgekit.contracts.shadow import ABS, REL, Expectation
 from edgekit.contracts.verdict import Verdict
 from edgekit.registry import npz
 from edgekit.registry.model import ModelVersion
 from edgekit.registry.npz import Array
 from edgekit.stats import bounds, compare
+from edgekit.stats.bins import CONFIDENCE_BINS
 
 
 def golden(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> bytes:
@@ -102,8 +104,13 @@ def evidence(
     }
 
 
-def card(model: ModelVersion, target: TargetProfile, verdicts: Sequence[Verdict]) -> bytes:
-    """``card.md``: the model's own card, and what this variant proved."""
+def card(
+    model: ModelVersion,
+    target: TargetProfile,
+    verdicts: Sequence[Verdict],
+    reference: Reference | None = None,
+) -> bytes:
+    """``card.md``: the model's own card, what this variant proved, and how sure it may be."""
     lines = [model.card.rstrip() or f"# {model.name} {model.version}", ""]
     lines += [f"## Variant for {target.name}", "", target.description, ""]
     lines += ["| gate | outcome | why |", "|---|---|---|"]
@@ -111,4 +118,21 @@ def card(model: ModelVersion, target: TargetProfile, verdicts: Sequence[Verdict]
         lines.append(f"| {verdict.metric} | {verdict.outcome.value} | {verdict.reason} |")
     for name, value in sorted(model.metrics.items()):
         lines += ["", f"Registered metric {name}: {value:g}"]
+    lines += _confidence(reference)
     return ("\n".join(lines) + "\n").encode()
+
+
+def _confidence(reference: Reference | None) -> list[str]:
+    """Rows of what was right at which confidence; none where that is not known."""
+    if reference is None or reference.confident_right is None:
+        return []
+    lines = ["", "| confidence | evaluation samples | right |", "|---|---|---|"]
+    counts = reference.probes[CONFIDENCE_PROBE][1:]  # nothing lies below the lowest edge
+    edges = (*CONFIDENCE_BINS.edges, CONFIDENCE_BINS.edges[-1])
+    for low, high, n, right in zip(
+        edges[:-1], edges[1:], counts, reference.confident_right[1:], strict=False
+    ):
+        if n:
+            span = f"{low:.2f} to {high:.2f}" if low < high else f"{low:.2f}"
+            lines.append(f"| {span} | {n} | {right / n:.1%} |")
+    return lines

@@ -270,7 +270,10 @@ def _contents(
     document = derive.evidence(
         model, target, result.candidates, result.verdicts, {**facts, **level}
     )
-    card = derive.card(model, target, result.verdicts)
+    found = reference.derive(
+        model.contract, study.evaluation_inputs, result.final.outputs, study.evaluation_labels
+    )
+    card = derive.card(model, target, result.verdicts, found)
     contents = [
         *result.trial.artifact.contents(),
         BundleContent("contract.json", Role.CONTRACT, codec.encode(study.variant_contract)),
@@ -279,7 +282,6 @@ def _contents(
         BundleContent("evidence.json", Role.EVIDENCE, codec.encode(document)),
         BundleContent("card.md", Role.CARD, card),
     ]
-    found = reference.derive(model.contract, study.evaluation_inputs, result.final.outputs)
     if found is not None:
         contents.append(BundleContent("reference.json", Role.REFERENCE, codec.encode(found)))
     if result.expectation is not None:

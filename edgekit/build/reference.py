@@ -35,7 +35,10 @@ _LABEL_CHARS = 24
 
 
 def derive(
-    contract: Contract, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+    contract: Contract,
+    inputs: Mapping[str, Array],
+    outputs: Mapping[str, Array],
+    labels: Array | None = None,
 ) -> Reference | None:
     """The reference; None when there is nothing a device could watch.
 
@@ -43,8 +46,10 @@ def derive(
         contract: of the model.
         inputs: of the evaluation split, the first axis is the sample.
         outputs: what the variant answered to them.
+        labels: the truth, where it is known.
     """
     found, counts = _classes(contract, outputs)
+    right = _right(contract, outputs, labels)
     groups: list[ProbeGroup] = []
     for group, numbers in (*_inputs(contract, inputs), *_outputs(contract, outputs)):
         groups.append(group)
@@ -52,7 +57,13 @@ def derive(
     if not counts:
         return None
     n = found or len(next(iter(inputs.values())))
-    return Reference(n=n, edges_digest=probes.digest(groups), probes=counts, groups=tuple(groups))
+    return Reference(
+        n=n,
+        edges_digest=probes.digest(groups),
+        probes=counts,
+        groups=tuple(groups),
+        confident_right=right,
+    )
 
 
 def _classes(
@@ -63,13 +74,36 @@ def _classes(
     if spec.task is not Task.CLASSIFICATION:
         return 0, {}
     scores = outputs[spec.name]
-    scores = scores[np.isfinite(scores).reshape(len(scores), -1).all(axis=1)]
+    scores = scores[_finite(scores)]
     classes, confidence = top_class(scores)
     counts = {
         CLASS_PROBE: np.bincount(classes.ravel(), minlength=scores.shape[-1]),
         CONFIDENCE_PROBE: CONFIDENCE_BINS.count(confidence),
     }
     return int(classes.size), {name: tuple(map(int, found)) for name, found in counts.items()}
+
+
+def _right(
+    contract: Contract, outputs: Mapping[str, Array], labels: Array | None
+) -> tuple[int, ...] | None:
+    """How many were right, by the bins of their confidence (a reliability diagram's numbers).
+
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 2.
+    """
+    spec = scored_output(contract)
+    if spec.task is not Task.CLASSIFICATION or labels is None or labels.dtype.kind not in "iub":
+        return None
+    scores = outputs[spec.name]
+    if labels.shape != scores.shape[:-1]:
+        return None
+    finite = _finite(scores)
+    classes, confidence = top_class(scores[finite])
+    return tuple(map(int, CONFIDENCE_BINS.count(confidence[classes == labels[finite]])))
+
+
+def _finite(scores: Array) -> Array:
+    """Which samples have no NaN and nothing infinite."""
+    return np.asarray(np.isfinite(scores).reshape(len(scores), -1).all(axis=1))
 
 
 def _inputs(contract: Contract, inputs: Mapping[str, Array]) -> Iterator[tuple[ProbeGroup, Array]]:

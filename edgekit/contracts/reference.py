@@ -67,6 +67,9 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     edges_digest: str
     probes: dict[str, tuple[int, ...]]  # counts on the evaluation data
     groups: tuple[ProbeGroup, ...] = ()  # absent in bundles built before there were any
+    # Confidence calibration: of the samples in each bin of the probe `confidence`, how many were
+    # classified as they are labelled. None where the evaluation data have no such labels.
+    confident_right: tuple[int, ...] | None = None
 
 
 def validate(reference: Reference) -> Reference:
@@ -76,6 +79,12 @@ def validate(reference: Reference) -> Reference:
         BadInputError: names the probe.
     """
     _require(reference.schema == 1, "schema", f"{reference.schema} is not known (only 1)")
+    right, counts = reference.confident_right, reference.probes.get(CONFIDENCE_PROBE, ())
+    if right is not None:
+        fits = len(right) == len(counts) and all(
+            0 <= r <= n for r, n in zip(right, counts, strict=True)
+        )
+        _require(fits, "confident_right", "is not a part of the counts of `confidence`")
     names = [probe.name for group in reference.groups for probe in group.probes]
     _require(len(names) <= PROBES_MAX, "groups", f"{len(names)} probes, allowed {PROBES_MAX}")
     taken = {CLASS_PROBE, CONFIDENCE_PROBE}
