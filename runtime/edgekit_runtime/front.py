@@ -133,7 +133,7 @@ class Front(Connections):
     def received(self, found: Client) -> None:
         """Where a request is for is known from its first line."""
         lane = self._lane_of(found)
-        if lane is not None and lane.phase is Phase.CLOSED:
+        if lane is not None and lane.phase is Phase.CLOSED and lane.serving.live is not None:
             lane.sync()  # "ready" is said as soon as something is to serve, which may be just now
         worker = lane.pick(second=found.second) if lane is not None else None
         if worker is not None:

@@ -261,7 +261,10 @@ class Manager:
             fits = release is None or (model.active and model.active.release == release)
             return model if fits else None
 
-        return wait_for(reached, what=f"{device} {state} {release}; last {self.model(device)}")
+        try:
+            return wait_for(reached, what=f"{device} {state} {release}")
+        except AssertionError as exc:
+            raise AssertionError(f"{exc}; it is {self.model(device)}") from exc
 
 
 class AgentProcess:
