@@ -253,7 +253,9 @@ class Manager:
         report = self.reported.get(device)
         return report.models.get("meter") if report else None
 
-    def wait_state(self, device: str, state: str, *, release: str | None = None):
+    def wait_state(
+        self, device: str, state: str, *, release: str | None = None, timeout_s: float = 60.0
+    ):
         def reached():
             model = self.model(device)
             if model is None or model.state.value != state:
@@ -262,7 +264,7 @@ class Manager:
             return model if fits else None
 
         try:
-            return wait_for(reached, what=f"{device} {state} {release}")
+            return wait_for(reached, timeout_s=timeout_s, what=f"{device} {state} {release}")
         except AssertionError as exc:
             raise AssertionError(f"{exc}; it is {self.model(device)}") from exc
 
