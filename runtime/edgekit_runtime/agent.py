@@ -211,6 +211,7 @@ class Agent:
         """
         if self._healthy() or now >= self._settle_at:
             self._settled = True
+            self._parts.profile()  # takes a while: a report is to follow the connection at once
             self._parts.link.start()
 
     @property

@@ -93,7 +93,11 @@ def test_a_device_installs_itself_and_joins(tmp_path_factory, site, runtimes):
     with (tmp_path / "log").open("wb") as log:
         child = subprocess.Popen(program, env={"PATH": os.defpath}, stdout=log, stderr=log)
     try:
-        found = wait_for(lambda: manager.get("/devices"), "the device", timeout_s=60)
+
+        def reported():  # it is known from its presence on, its labels from its first report on
+            return [each for each in manager.get("/devices") if each["labels"]]
+
+        found = wait_for(reported, "the device's report", timeout_s=60)
         assert (found[0]["device"], found[0]["labels"]) == ("dev-1", {"site": "north"})
         version = [str(root / "usr/local/bin/edgekit-agent"), "--version"]
         told = subprocess.run(version, env={"PATH": os.defpath}, capture_output=True, check=False)
