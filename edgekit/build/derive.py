@@ -127,11 +127,10 @@ def _confidence(reference: Reference | None) -> list[str]:
     if reference is None or reference.confident_right is None:
         return []
     lines = ["", "| confidence | evaluation samples | right |", "|---|---|---|"]
-    counts = reference.probes[CONFIDENCE_PROBE][1:]  # nothing lies below the lowest edge
-    edges = (*CONFIDENCE_BINS.edges, CONFIDENCE_BINS.edges[-1])
-    for low, high, n, right in zip(
-        edges[:-1], edges[1:], counts, reference.confident_right[1:], strict=False
-    ):
+    edges = (*CONFIDENCE_BINS.edges, CONFIDENCE_BINS.edges[-1])  # the last bin is certainty
+    # Nothing lies in the outer two bins: below zero, and NaN.
+    counts, right_counts = reference.probes[CONFIDENCE_PROBE][1:-1], reference.confident_right[1:-1]
+    for low, high, n, right in zip(edges[:-1], edges[1:], counts, right_counts, strict=True):
         if n:
             span = f"{low:.2f} to {high:.2f}" if low < high else f"{low:.2f}"
             lines.append(f"| {span} | {n} | {right / n:.1%} |")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from edgekit.contracts.errors import EdgekitError
 from edgekit.contracts.messages import Policy, SlotRef
 from edgekit.contracts.oci import LayoutReader
-from edgekit_runtime import bundles, head_start, turns
+from edgekit_runtime import bundles, head_start, shares, turns
 from edgekit_runtime.bundles import Bundle
 from edgekit_runtime.config import AgentConfig
 from edgekit_runtime.head_start import Begun
@@ -76,9 +76,8 @@ def _active(config: AgentConfig, disk: Disk) -> _Active | None:
 def _begin(config: AgentConfig, active: _Active) -> Begun | None:
     """A process that loads it; None when none can be made: who needs it will say so again."""
     opened = _opened(config.device.state_dir, active)
-    policy, serve = active.policy, config.serve
-    limited = policy.cores or serve.cores or policy.worker_bytes_max
-    threads = None if limited else policy.threads or serve.threads
+    share = shares.of(active.policy, config.serve.threads, config.serve.cores)
+    threads = None if share.limited else share.threads
 
     def main(channel: int) -> NoReturn:
         from edgekit_runtime import engines  # noqa: PLC0415 - in the fork only

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgekit.contracts.errors import BugError, EdgekitError
-from edgekit_runtime import engines
+from edgekit_runtime import bundles, engines
 from edgekit_runtime.bundles import Bundle
 from edgekit_runtime.engines import ladder
 from edgekit_runtime.ports import Engine, LoadedModel
@@ -50,6 +50,7 @@ class Early:
         what = _What(bundle.model_path, bundle.weights_path, self._threads or 1)
         try:
             engine = engines.create(manifest.engine, manifest.engine_options)
+            bundles.check_engine(manifest, engine.name, engine.version)
             model = engine.load(what.path, weights=what.weights, threads=what.threads)
             self._loaded = _Loaded(engine, what, model)
         except (EdgekitError, MemoryError) as exc:

@@ -19,7 +19,7 @@ from edgekit.contracts import digest as digests
 from edgekit.contracts.errors import BadInputError, BugError, EdgekitError, ResourceError
 from edgekit.contracts.messages import Policy, SlotRef
 from edgekit.engine.ports import EngineAwayError
-from edgekit_runtime import wire, worker_process
+from edgekit_runtime import shares, wire, worker_process
 from edgekit_runtime.board import Board
 from edgekit_runtime.errors import UnsuitableError, WorkerEndedError
 from edgekit_runtime.head_start import Begun
@@ -193,15 +193,16 @@ class WorkerHost:
             worker.channel.close()
 
     def _order(self, model: str, ref: SlotRef, policy: Policy, *, tested: bool) -> wire.Order:
+        share = shares.of(policy, self._limits.threads, self._limits.cores)
         limits, inside = self._limits, self._containers if ref.image is not None else None
         return wire.Order(
             root=inside.root if inside is not None else str(self._root),
             model=model,
             ref=ref,
-            threads=policy.threads or limits.threads,
-            cores=policy.cores or limits.cores,
+            threads=share.threads,
+            cores=share.cores,
             tested=tested,
-            memory_bytes_max=policy.worker_bytes_max,
+            memory_bytes_max=share.memory_bytes_max,
             body_bytes_max=limits.body_bytes_max,
             bodies_bytes_max=limits.bodies_bytes_max,
             requests_max=limits.requests_max,

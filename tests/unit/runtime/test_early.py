@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from agentkit.layouts import LayoutWriter
 
@@ -11,6 +12,7 @@ from edgekit.contracts.errors import BadInputError, BugError
 from edgekit.contracts.oci import LayoutReader
 from edgekit_runtime import bundles, predictor
 from edgekit_runtime.early import Early
+from edgekit_runtime.errors import UnsuitableError
 
 
 @pytest.fixture
@@ -36,6 +38,14 @@ def test_nothing_else_is_loaded_by_it(bundle):
     assert engine is not None
     with pytest.raises(BugError, match="loaded ahead"):
         engine.load(Path("/other.onnx"))
+
+
+def test_a_bundle_for_another_engine_is_refused_before_it_is_loaded(bundle):
+    bundle.model_path.write_bytes(b"no model")
+    manifest = msgspec.structs.replace(bundle.manifest, engine_versions=">=99")
+    early = Early(msgspec.structs.replace(bundle, manifest=manifest), 1)
+    with pytest.raises(UnsuitableError, match="needs onnxruntime >=99"):
+        early.engine(1)
 
 
 def test_what_is_wrong_is_said_when_it_is_asked_for(bundle):
