@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
+from agentkit.ports import free_port
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edgekit.contracts import codec, frames, ids, topics
@@ -36,12 +37,6 @@ from edgekit.contracts.messages import (
 from edgekit.stats.intervals import IntervalSet
 
 QUICK = Policy(confirm_inferences_min=5, confirm_s_min=0.3, error_min_n=5, download_attempts_max=3)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for(condition, *, timeout_s: float = 60.0, what: str = "condition"):

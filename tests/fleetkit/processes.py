@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,15 +15,10 @@ from typing import Any
 
 import httpx
 import pytest
+from agentkit.ports import free_port
 
 START_S_MAX = 30.0
 EDGEKIT = (sys.executable, "-c", "from edgekit.cli.main import main; main()")
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = START_S_MAX) -> Any:

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from agentkit import layouts
-from agentkit.world import World, free_port, wait_for
+from agentkit.ports import free_port
+from agentkit.world import World, wait_for
 
 from edgekit_runtime import process_facts
 

@@ -7,7 +7,8 @@ import socket
 
 import pytest
 from agentkit import layouts
-from agentkit.world import AgentProcess, World, free_port
+from agentkit.ports import free_port
+from agentkit.world import AgentProcess, World
 
 pytestmark = pytest.mark.integration
 

@@ -6,7 +6,8 @@ import sys
 import httpx
 import pytest
 from agentkit import deltas
-from fleetkit.processes import free_port, wait_for
+from agentkit.ports import free_port
+from fleetkit.processes import wait_for
 from packagekit.servers import serving
 
 from edgekit.contracts import codec, delta

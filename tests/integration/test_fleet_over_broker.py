@@ -9,18 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from agentkit.ports import free_port
 from fleetkit import messages as m
 from fleetkit.device import WireDevice, settle
-from fleetkit.processes import (
-    EDGEKIT,
-    Broker,
-    Manager,
-    edgekit,
-    free_port,
-    require_engine,
-    running,
-    wait_for,
-)
+from fleetkit.processes import EDGEKIT, Broker, Manager, edgekit, require_engine, running, wait_for
 
 from edgekit.contracts import codec, digest, oci, topics
 from edgekit.contracts.messages import VariantRef

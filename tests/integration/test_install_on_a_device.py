@@ -9,7 +9,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fleetkit.processes import EDGEKIT, Broker, Manager, edgekit, free_port, running, wait_for
+from agentkit.ports import free_port
+from fleetkit.processes import EDGEKIT, Broker, Manager, edgekit, running, wait_for
 
 from edgekit.contracts import digest, oci
 

@@ -13,7 +13,8 @@ import msgspec
 import pytest
 from agentkit import layouts
 from agentkit.pipelines import Bus, Webhook, balanced, lines
-from agentkit.world import free_port, wait_for
+from agentkit.ports import free_port
+from agentkit.world import wait_for
 from fleetkit.processes import Broker, running
 
 from edgekit_runtime import config as configuration

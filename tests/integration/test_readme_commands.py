@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from agentkit.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -24,12 +25,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 def blocks(document, language):
     text = (ROOT / document).read_text()
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for_port(port):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from agentkit import layouts
-from agentkit.world import World, free_port
+from agentkit.ports import free_port
+from agentkit.world import World
 
 from edgekit_runtime import config
 from edgekit_runtime.pipelines import counts, spec

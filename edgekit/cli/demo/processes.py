@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,13 +17,26 @@ from typing import Self
 from edgekit.contracts.errors import UnavailableError
 
 POLL_S = 0.05
+# Below the ports that Linux gives to outgoing connections (ip_local_port_range): one of those could
+# take a port before the server that it was found for listens, or while a killed one is away.
+_PORTS = range(20000, 32768)
+_PORTS_TRIED = 100
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of the loopback interface that was free a moment ago, and that no client gets.
+
+    Raises:
+        UnavailableError: none was found.
+    """
+    for port in random.sample(_PORTS, _PORTS_TRIED):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise UnavailableError(
+        f"no free port between {_PORTS[0]} and {_PORTS[-1]} on 127.0.0.1",
+        hint="stop servers that listen there",
+    )
 
 
 def wait_until(what: str, ready: Callable[[], bool], timeout_s: float) -> float:

@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import msgspec
-from agentkit.world import free_port, wait_for
+from agentkit.ports import free_port
+from agentkit.world import wait_for
 
 from edgekit.contracts.errors import UnavailableError
 from edgekit_runtime.disk import PosixDisk
